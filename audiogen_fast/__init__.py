@@ -1,0 +1,45 @@
+"""AudioGen, text to sound: a drop-in for `audiocraft` that is fast on today's torch.
+
+Importing the package loads nothing heavy; names are resolved at their first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from audiogen_fast.api import AudioGen
+    from audiogen_fast.data.audio import audio_info, audio_read, audio_write
+    from audiogen_fast.env import show_env
+    from audiogen_fast.errors import (
+        AudioGenFastError,
+        CheckpointError,
+        GenerationCancelled,
+        InvalidInputError,
+    )
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AudioGen": "audiogen_fast.api",
+    "AudioGenFastError": "audiogen_fast.errors",
+    "CheckpointError": "audiogen_fast.errors",
+    "GenerationCancelled": "audiogen_fast.errors",
+    "InvalidInputError": "audiogen_fast.errors",
+    "audio_info": "audiogen_fast.data.audio",
+    "audio_read": "audiogen_fast.data.audio",
+    "audio_write": "audiogen_fast.data.audio",
+    "show_env": "audiogen_fast.env",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,39 @@
+"""Which backend may be used, and the one place that loads the native module."""
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+from audiogen_fast.errors import check
+
+BACKEND_VARIABLE = "AUDIOGEN_FAST_BACKEND"
+_BACKENDS = ("auto", "reference")
+_NOT_BUILT = (
+    "the package was installed without its native module (no C++ compiler or CMake then, or "
+    "AUDIOGEN_FAST_NATIVE=0); reinstall it with AUDIOGEN_FAST_NATIVE=require to see what fails"
+)
+
+
+def backend() -> str:
+    """Value of `AUDIOGEN_FAST_BACKEND`: 'auto' (the default) or 'reference', no fast path at all.
+
+    Raises:
+        InvalidInputError: any other value.
+    """
+    value = os.environ.get(BACKEND_VARIABLE, "") or "auto"
+    check(
+        value in _BACKENDS, f"{BACKEND_VARIABLE} must be one of {', '.join(_BACKENDS)}, got {value}"
+    )
+    return value
+
+
+@functools.cache
+def load_native() -> tuple[ModuleType | None, str | None]:
+    """The native module and None, or None and the reason why it cannot be used."""
+    try:
+        return importlib.import_module("audiogen_fast._native"), None
+    except ModuleNotFoundError as error:
+        return None, f"{error}: {_NOT_BUILT}"
+    except (ImportError, OSError) as error:
+        return None, f"{type(error).__name__}: {error}"

@@ -1,0 +1,450 @@
+"""AudioGen: descriptions in, sounds out."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiogen_fast.data.audio_utils import convert_audio
+from audiogen_fast.errors import CheckpointError, InvalidInputError, check
+from audiogen_fast.generation.engines import make_engine
+from audiogen_fast.generation.job import Engine, SamplingParams, make_keys
+from audiogen_fast.generation.lm_generate import make_groups, report
+from audiogen_fast.generation.windows import WindowedGeneration, WindowPlan
+from audiogen_fast.models import builders, loaders
+from audiogen_fast.models.encodec import CompressionModel
+from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.streaming_decoder import StreamingDecoder
+from audiogen_fast.modules.conditioners import ConditioningAttributes
+
+MAX_DURATION = 3600.0
+"""Longest clip in seconds that a single call makes."""
+
+Seed = int | Sequence[int] | None
+Callback = Callable[[int, int], Any]
+
+
+class AudioGen:
+    """Text-to-sound model with the original's interface.
+
+    Args:
+        name: of the model.
+        compression_model: codec between audio and codes.
+        lm: language model over the codes.
+        max_duration: seconds of one window; None takes it from the model's configuration.
+        engine: name of the engine that decodes (`auto` for the fastest that fits), or one.
+    Attributes:
+        duration, extend_stride, generation_params: set by `set_generation_params`.
+        device, cfg, max_duration, compression_model, lm: as given or loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        compression_model: CompressionModel,
+        lm: LMModel,
+        max_duration: float | None = None,
+        *,
+        engine: str | Engine = "auto",
+    ):
+        self.name = name
+        self.compression_model = compression_model.eval()
+        self.lm = lm.eval()
+        self.cfg = getattr(lm, "cfg", None)
+        if self.cfg is not None:
+            self.compression_model = builders.get_wrapped_compression_model(
+                compression_model, self.cfg
+            )
+            if max_duration is None:
+                max_duration = (self.cfg.get("dataset") or {}).get("segment_duration")
+        check(
+            max_duration is not None,
+            "max_duration must be given when the model has no configuration, got None",
+        )
+        self.max_duration = float(max_duration)
+        self.device = next(iter(lm.parameters())).device
+        # Precision is written out in the modules; kept because callers enter it.
+        self.autocast = contextlib.nullcontext()
+        self.engine = make_engine(engine, lm)
+        self._progress_callback: Callback | None = None
+        self.generation_params: dict[str, Any] = {}
+        self.batch_invariant = False
+        # Unlike set_generation_params, this must not fail for models with very short windows.
+        self.set_generation_params(duration=5, extend_stride=min(2, self.max_duration / 2))
+
+    @staticmethod
+    def get_pretrained(
+        name: str | Path = "facebook/audiogen-medium",
+        device: torch.device | str | None = None,
+        *,
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        engine: str | Engine = "auto",
+    ) -> "AudioGen":
+        """Load a model.
+
+        Args:
+            name: a hub id, a folder (released files or `save_pretrained`'s), a file, or a URL;
+                `debug` is a tiny random model. A text encoder folder beside the checkpoint is
+                used before any download.
+            device: None for the first CUDA device, or the CPU without one.
+            dtype: of the language model: float32, float16 or bfloat16; None for float32 on a
+                CPU and float16 elsewhere. Codec and text encoder are always float32.
+            revision: branch, tag or commit on the hub.
+            local_files_only: use the cache only, never the network.
+            cache_dir: download folder; None for the environment's.
+            engine: see the class.
+        Raises:
+            CheckpointError: files are missing, damaged, hostile, or do not fit.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(device)
+        if str(name) == "debug":
+            codec = builders.get_debug_compression_model(device, sample_rate=16000)
+            lm = builders.get_debug_lm_model(device)
+            return AudioGen("debug", codec, lm, max_duration=10, engine=engine)
+        options = {
+            "cache_dir": cache_dir,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
+        codec = loaders.load_compression_model(name, device, **options)
+        lm = loaders.load_lm_model(name, device, dtype=dtype, **options)
+        if codec.cardinality != lm.card:
+            raise CheckpointError(
+                f"{name}: the language model has {lm.card} codes per codebook, its codec "
+                f"{codec.cardinality}"
+            )
+        return AudioGen(str(name), codec, lm, engine=engine)
+
+    from_pretrained = get_pretrained
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the model to `folder`; `get_pretrained(folder)` loads it without the network."""
+        return loaders.save_pretrained(folder, self.lm, self.compression_model)
+
+    @property
+    def frame_rate(self) -> float:
+        """Code frames per second."""
+        return self.compression_model.frame_rate
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the generated audio."""
+        return self.compression_model.sample_rate
+
+    @property
+    def audio_channels(self) -> int:
+        """Channels of the generated audio."""
+        return self.compression_model.channels
+
+    def set_generation_params(
+        self,
+        use_sampling: bool = True,
+        top_k: int = 250,
+        top_p: float = 0.0,
+        temperature: float = 1.0,
+        duration: float = 10.0,
+        cfg_coef: float = 3.0,
+        two_step_cfg: bool = False,
+        extend_stride: float = 2,
+        *,
+        batch_invariant: bool = False,
+    ) -> None:
+        """Set all generation parameters; those not passed return to their default.
+
+        Args:
+            use_sampling: draw codes at random; otherwise take the most likely ones.
+            top_k: draw among this many codes; 0 for all.
+            top_p: draw among the codes that together reach this; takes precedence over top_k.
+            temperature: divides the logits; 0 is the same as no sampling.
+            duration: seconds of a clip.
+            cfg_coef: strength of classifier-free guidance.
+            two_step_cfg: encode conditional and unconditional half apart.
+            extend_stride: seconds by which each window of a clip longer than `max_duration`
+                advances.
+            batch_invariant: leave padded text out of attention, so that a description's sound
+                does not depend on the longest one in its batch (the original's does).
+        Raises:
+            InvalidInputError: a value is out of its limits.
+        """
+        sampling = SamplingParams(
+            use_sampling=use_sampling, temperature=temperature, top_k=top_k, top_p=top_p
+        )
+        _check_duration(duration)
+        check(math.isfinite(cfg_coef), f"cfg_coef must be a finite number, got {cfg_coef}")
+        check(
+            0 < extend_stride < self.max_duration,
+            "Cannot stride by more than max generation duration: extend_stride must lie in "
+            f"(0, {self.max_duration}) seconds, got {extend_stride}",
+        )
+        self.duration, self.extend_stride = duration, extend_stride
+        self.batch_invariant = batch_invariant
+        self.generation_params = {
+            "use_sampling": sampling.use_sampling,
+            "temp": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "cfg_coef": cfg_coef,
+            "two_step_cfg": two_step_cfg,
+        }
+
+    def set_custom_progress_callback(self, progress_callback: Callback | None = None) -> None:
+        """Set what is called with `progress=True`, instead of printing.
+
+        It gets (steps done, counted from the start of the clip; steps of the current window), and
+        may return False or raise to cancel.
+        """
+        self._progress_callback = progress_callback
+
+    def generate(
+        self,
+        descriptions: Sequence[str | None],
+        progress: bool = False,
+        return_tokens: bool = False,
+        *,
+        seed: Seed = None,
+        generator: torch.Generator | None = None,
+        batch_invariant: bool | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Generate one sound per description.
+
+        Args:
+            descriptions: texts; None for an unconditional sound.
+            progress: print progress, or call the callback set before.
+            return_tokens: return the codes too.
+            seed: an int (sound i draws from (seed, i)) or one int per description; the same
+                seeds give the same sounds, whatever the batch and the engine. None takes one
+                from `generator`, or from torch's default generator.
+            generator: source of the seed when there is none.
+            batch_invariant: overrides the generation parameter.
+        Returns:
+            Audio float32 `[B, C, samples]`, and with `return_tokens` codes int64 `[B, K, T]`.
+        Raises:
+            InvalidInputError: an argument is out of its limits.
+            GenerationCancelled: the callback returned False.
+        """
+        run = self._start(descriptions, None, seed, generator, batch_invariant)
+        return self._finish(run, progress, return_tokens)
+
+    def generate_unconditional(
+        self,
+        num_samples: int,
+        progress: bool = False,
+        return_tokens: bool = False,
+        *,
+        seed: Seed = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Generate sounds without a description; arguments as for `generate`."""
+        check(
+            isinstance(num_samples, int) and num_samples > 0,
+            f"num_samples must be a positive int, got {num_samples!r}",
+        )
+        run = self._start([None] * num_samples, None, seed, generator, None)
+        return self._finish(run, progress, return_tokens)
+
+    def generate_continuation(
+        self,
+        prompt: Tensor,
+        prompt_sample_rate: int,
+        descriptions: Sequence[str | None] | None = None,
+        progress: bool = False,
+        return_tokens: bool = False,
+        *,
+        seed: Seed = None,
+        generator: torch.Generator | None = None,
+        batch_invariant: bool | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Continue recordings; the result starts with the prompt as the codec hears it.
+
+        Args:
+            prompt: audio `[B, C, T]`, or `[C, T]` for one; converted to the model's rate and
+                channels.
+            prompt_sample_rate: samples per second of the prompt.
+            descriptions: one per prompt, or None.
+            Other arguments: as for `generate`.
+        """
+        prompt = self._check_prompt(prompt, prompt_sample_rate)
+        descriptions = [None] * len(prompt) if descriptions is None else descriptions
+        run = self._start(descriptions, prompt, seed, generator, batch_invariant)
+        return self._finish(run, progress, return_tokens)
+
+    def generate_stream(
+        self,
+        descriptions: Sequence[str | None],
+        progress: bool = False,
+        *,
+        chunk_duration: float = 1.0,
+        prompt: Tensor | None = None,
+        prompt_sample_rate: int | None = None,
+        seed: Seed = None,
+        generator: torch.Generator | None = None,
+        batch_invariant: bool | None = None,
+    ) -> Iterator[Tensor]:
+        """Generate sounds and give out their audio as soon as it is determined.
+
+        Args:
+            descriptions: as for `generate`, or for `generate_continuation` with a `prompt`.
+            chunk_duration: seconds of codes between pieces; the pieces vary a little around it.
+            prompt, prompt_sample_rate: audio to continue; its audio comes first.
+            Other arguments: as for `generate`.
+        Returns:
+            An iterator over audio `[B, C, n]`; joined in time they are what `generate` returns
+            for the same seed, up to float rounding. Closing it stops the generation.
+        """
+        check(
+            math.isfinite(chunk_duration) and chunk_duration > 0,
+            f"chunk_duration must be positive, got {chunk_duration}",
+        )
+        if prompt is not None:
+            check(prompt_sample_rate is not None, "prompt_sample_rate must be given with a prompt")
+            prompt = self._check_prompt(prompt, prompt_sample_rate)
+        run = self._start(descriptions, prompt, seed, generator, batch_invariant)
+        return self._stream(run, progress, max(1, round(chunk_duration * self.frame_rate)))
+
+    def generate_audio(self, gen_tokens: Tensor) -> Tensor:
+        """Audio `[B, C, samples]` of codes `[B, K, T]`."""
+        check(
+            gen_tokens.dim() == 3, f"gen_tokens must be [B, K, T], got {tuple(gen_tokens.shape)}"
+        )
+        with torch.no_grad():
+            return self.compression_model.decode(gen_tokens, None)
+
+    def _check_prompt(self, prompt: Tensor, sample_rate: int) -> Tensor:
+        """The prompt `[B, C, T]` at the model's rate and channels."""
+        if prompt.dim() == 2:
+            prompt = prompt[None]
+        check(
+            prompt.dim() == 3,
+            "prompt should have 3 dimensions: [B, C, T] (C = 1), or 2 for a single one, got "
+            f"{tuple(prompt.shape)}",
+        )
+        check(
+            prompt.is_floating_point() and prompt.numel() > 0,
+            "prompt must be floating-point audio with at least one sample, got "
+            f"{prompt.dtype} {tuple(prompt.shape)}",
+        )
+        check(bool(torch.isfinite(prompt).all()), "prompt must be finite, got NaN or infinite")
+        check(
+            sample_rate == int(sample_rate) and sample_rate > 0,
+            f"prompt_sample_rate must be a positive number of Hz, got {sample_rate}",
+        )
+        return convert_audio(prompt, int(sample_rate), self.sample_rate, self.audio_channels)
+
+    @torch.no_grad()
+    def _start(
+        self,
+        descriptions: Sequence[str | None],
+        prompt: Tensor | None,
+        seed: Seed,
+        generator: torch.Generator | None,
+        batch_invariant: bool | None,
+    ) -> WindowedGeneration:
+        """Everything but the decoding itself: checks, text, prompt codes, keys."""
+        attributes = self._attributes(descriptions)
+        batch = len(attributes)
+        check(
+            prompt is None or len(prompt) == batch,
+            f"descriptions must have one entry per prompt ({0 if prompt is None else len(prompt)})"
+            f", got {batch}",
+        )
+        _check_duration(self.duration)
+        params = self.generation_params
+        cfg_coef = self.lm.cfg_coef if params["cfg_coef"] is None else params["cfg_coef"]
+        codes = torch.zeros(batch, self.lm.n_q, 0, dtype=torch.long, device=self.device)
+        if prompt is not None:
+            codes, scale = self.compression_model.encode(prompt.to(self.device).float())
+            check(
+                scale is None,
+                "a codec that renormalizes cannot continue audio: its codes carry no volume",
+            )
+        keys = make_keys(seed, generator, batch, self.device)
+        plan = WindowPlan(
+            duration=self.duration,
+            max_duration=self.max_duration,
+            stride=self.extend_stride,
+            frame_rate=self.frame_rate,
+        )
+        plan.validate(codes.shape[-1])
+        invariant = self.batch_invariant if batch_invariant is None else batch_invariant
+        groups = make_groups(
+            self.lm, attributes, batch, cfg_coef, params["two_step_cfg"], invariant
+        )
+        sampling = SamplingParams(
+            use_sampling=params["use_sampling"],
+            temperature=params["temp"],
+            top_k=params["top_k"],
+            top_p=params["top_p"],
+        )
+        return WindowedGeneration(
+            self.lm, self.engine, plan, codes, groups, sampling, keys, cfg_coef
+        )
+
+    def _attributes(self, descriptions: Sequence[str | None]) -> list[ConditioningAttributes]:
+        check(
+            not isinstance(descriptions, str | bytes),
+            f"descriptions must be a list of texts, got the bare string {descriptions!r}; "
+            "pass [description]",
+        )
+        try:
+            descriptions = list(descriptions)
+        except TypeError:
+            raise InvalidInputError(
+                f"descriptions must be a list of texts, got {type(descriptions).__name__}"
+            ) from None
+        check(len(descriptions) > 0, "descriptions must hold at least one text, got none")
+        for index, text in enumerate(descriptions):
+            check(
+                text is None or isinstance(text, str),
+                f"descriptions[{index}] must be a text or None, got {type(text).__name__}",
+            )
+        return [ConditioningAttributes(text={"description": text}) for text in descriptions]
+
+    def _steps(self, run: WindowedGeneration, progress: bool) -> Iterator[None]:
+        """Run the generation, reporting every step."""
+        for done, total, offset in run:
+            if progress:
+                report(self._progress_callback or _print_progress, done + offset, total)
+            yield
+
+    def _finish(
+        self, run: WindowedGeneration, progress: bool, return_tokens: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        for _ in self._steps(run, progress):
+            pass
+        tokens = run.codes()
+        audio = self.generate_audio(tokens)
+        return (audio, tokens) if return_tokens else audio
+
+    def _stream(self, run: WindowedGeneration, progress: bool, chunk: int) -> Iterator[Tensor]:
+        decoder = StreamingDecoder(self.compression_model)
+        sent = 0
+        for _ in self._steps(run, progress):
+            if run.ready_frames() >= sent + chunk:
+                codes = run.codes()
+                audio = decoder.push(codes[..., sent:])
+                sent = codes.shape[-1]
+                if audio is not None:
+                    yield audio
+        audio = decoder.push(run.codes()[..., sent:], last=True)
+        if audio is not None:
+            yield audio
+
+
+def _check_duration(duration: float) -> None:
+    check(
+        math.isfinite(duration) and 0 < duration <= MAX_DURATION,
+        f"duration must lie in (0, {MAX_DURATION:g}] seconds, got {duration}",
+    )
+
+
+def _print_progress(done: int, total: int) -> None:
+    print(f"{done: 6d} / {total: 6d}", end="\r", flush=True)

@@ -1,0 +1,145 @@
+"""What an engine is given, and what an engine is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from audiogen_fast.errors import check
+from audiogen_fast.modules.codebooks_patterns import Pattern
+from audiogen_fast.modules.conditioners import ConditionTensors
+
+UNKNOWN = -1  # a code that has not been generated yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next codes are chosen."""
+
+    use_sampling: bool = True
+    """Draw at random; otherwise take the most likely code."""
+    temperature: float = 1.0
+    """Divides the logits; 0 means the most likely code."""
+    top_k: int = 250
+    """Draw among the k most likely codes (and those tied with the last); 0 for all of them."""
+    top_p: float = 0.0
+    """Draw among the most likely codes that together reach this; takes precedence over top_k."""
+
+    def __post_init__(self) -> None:
+        check(
+            0.0 <= self.temperature < float("inf"),
+            f"temperature must be a finite number >= 0, got {self.temperature}",
+        )
+        check(
+            isinstance(self.top_k, int) and self.top_k >= 0,
+            f"top_k must be an int >= 0, got {self.top_k!r}",
+        )
+        check(0.0 <= self.top_p <= 1.0, f"top_p must lie in [0, 1], got {self.top_p}")
+
+    @property
+    def greedy(self) -> bool:
+        return not self.use_sampling or self.temperature == 0.0
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of the random draws: one (seed, item) per row of the batch, int64 `[B]` each.
+
+    A row's draws depend on its key and on how many draws it has made, not on the batch.
+    """
+
+    seeds: Tensor
+    items: Tensor
+
+
+@dataclass
+class RowGroup:
+    """Rows that run through the model together.
+
+    `conditions` holds `rows` rows; `active` of them, from the first, have text in their
+    cross-attention, which is exactly zero for the others. `mask_padding` leaves padded text slots
+    out of the softmax.
+    """
+
+    conditions: ConditionTensors
+    rows: int
+    mask_padding: bool = False
+
+
+@dataclass
+class DecodeJob:
+    """One pass of step-by-step decoding.
+
+    Args:
+        sequence: int64 `[B, K, S]`, interleaved; `UNKNOWN` where a code is to be generated, the
+            special token where the pattern is empty. The engine fills it in place.
+        pattern_mask: bool `[K, S]`: where the pattern holds a code.
+        start: first step to generate; the steps before are the prompt.
+        groups: one group of `B` rows (no guidance), one of `2 B` (conditional rows first), or
+            two of `B` (conditional, unconditional).
+        cfg_coef: guidance strength, used when there are `2 B` rows.
+        sampling, keys: how codes are drawn.
+        first_draw: number of the first draw, so that windows of one clip never share draws.
+    """
+
+    sequence: Tensor
+    pattern_mask: Tensor
+    pattern: Pattern
+    start: int
+    groups: list[RowGroup]
+    cfg_coef: float
+    sampling: SamplingParams
+    keys: Keys
+    first_draw: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        return self.sequence.shape[-1] - self.start
+
+
+class Engine(Protocol):
+    """Fills the sequence of a job."""
+
+    name: str
+
+    def run(self, job: DecodeJob) -> Iterator[int]:
+        """Decode; yield, after every step or every few, how many steps are done.
+
+        Closing the iterator stops the work and leaves the model usable.
+        """
+        ...
+
+
+def make_keys(
+    seed: int | list[int] | None,
+    generator: torch.Generator | None,
+    batch: int,
+    device: torch.device,
+) -> Keys:
+    """Keys of a batch.
+
+    Args:
+        seed: an int gives row i the key (seed, i); a list gives row i the key (seed[i], 0), so
+            that a description's sound does not depend on its place in the batch.
+        generator: source of one seed when `seed` is None; torch's default one if None.
+    """
+    if isinstance(seed, list | tuple):
+        check(len(seed) == batch, f"seed must have one int per sound ({batch}), got {len(seed)}")
+        seeds, items = list(seed), [0] * batch
+    else:
+        if seed is None:
+            high = 2**62
+            device_of_draw = "cpu" if generator is None else generator.device
+            seed = int(
+                torch.randint(high, (1,), generator=generator, device=device_of_draw).item()
+            )
+        seeds, items = [seed] * batch, list(range(batch))
+    for value in seeds:
+        check(
+            isinstance(value, int) and -(2**63) <= value < 2**64,
+            f"seed must be an int in -2^63..2^64 - 1, got {value!r}",
+        )
+    signed = [value - 2**64 if value >= 2**63 else value for value in seeds]
+    return Keys(torch.tensor(signed, device=device), torch.tensor(items, device=device))

@@ -1,0 +1,198 @@
+"""Pure-torch definition of every op: the specification each fast path is tested against.
+
+All functions work on any device, never synchronise with the host, and accumulate in float32
+(float64 inputs stay float64).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Philox 4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+_PHILOX_M = (0xD2511F53, 0xCD9E8D57)
+_PHILOX_W = (0x9E3779B9, 0xBB67AE85)
+_MASK32 = 0xFFFFFFFF
+
+
+def sin_embedding(
+    positions: Tensor, dim: int, max_period: float = 10000.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Sinusoidal position embedding `[cos(p / w_i) ..., sin(p / w_i) ...]`.
+
+    `w_i = max_period ** (i / (dim / 2 - 1))`: the cosine block comes first and the divisor is
+    `dim / 2 - 1`, as AudioGen was trained.
+
+    Args:
+        positions: int64 `[...]`.
+        dim: width of the embedding, even.
+    Returns:
+        `[..., dim]` of `dtype`.
+    """
+    half = dim // 2
+    index = torch.arange(half, device=positions.device, dtype=dtype)
+    period = torch.full([], max_period, device=positions.device, dtype=dtype)
+    phase = positions.to(dtype).unsqueeze(-1) / period ** (index / (half - 1))
+    return torch.cat([torch.cos(phase), torch.sin(phase)], dim=-1)
+
+
+def codebook_embedding(codes: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    """Sum of one embedding row per codebook: `out[b, s] = sum_k tables[k][codes[b, k, s]]`.
+
+    Args:
+        codes: int64 `[B, K, S]`.
+        tables: K tensors `[card + 1, D]`.
+    Returns:
+        `[B, S, D]`, float32 (float64 for float64 tables), summed in the order of the codebooks.
+    """
+    total = _widen(torch.nn.functional.embedding(codes[:, 0], tables[0]))
+    for k in range(1, len(tables)):
+        total = total + _widen(torch.nn.functional.embedding(codes[:, k], tables[k]))
+    return total
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """Layer norm over the last dimension, computed and returned in at least float32."""
+    x = _widen(x)
+    bias = None if bias is None else bias.to(x.dtype)
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
+
+
+def cross_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, n_pad: Tensor) -> Tensor:
+    """Attention over short text, where `n_pad` zero slots dilute the softmax.
+
+    `out = sum_i exp(s_i) v_i / (sum_i exp(s_i) + n_pad)` with `s_i = q . k_i / sqrt(d)`, over the
+    row's own `i < length`. AudioGen pads a batch of descriptions with zero vectors and masks
+    nothing: without a bias a padded slot has key and value 0, hence score 0, so all it does is add
+    1 to the denominator. A row of length 0 is exactly zero.
+
+    Args:
+        q: `[B, H, T, d]`.
+        k, v: `[B, H, L, d]`; slots at or past the row's length are never used.
+        lengths: int `[B]`, the number of real text tokens of each row.
+        n_pad: int `[B]`, how many zero slots the row had in its padded batch.
+    Returns:
+        `[B, H, T, d]` in the dtype of `q`.
+    """
+    real = torch.arange(k.shape[2], device=k.device) < lengths.view(-1, 1, 1, 1)
+    scores = _widen(q) @ _widen(k).transpose(-1, -2) / q.shape[-1] ** 0.5
+    scores = scores.masked_fill(~real, float("-inf"))
+    # The zero slots score 0; including 0 in the maximum keeps every exponent at or below 1.
+    top = scores.amax(dim=-1, keepdim=True).clamp(min=0.0)
+    weights = torch.exp(scores - top)
+    pads = n_pad.to(scores.dtype).view(-1, 1, 1, 1) * torch.exp(-top)
+    values = _widen(v).masked_fill(~real.transpose(-1, -2), 0.0)
+    total = weights.sum(dim=-1, keepdim=True) + pads
+    out = weights @ values / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return out.to(q.dtype)
+
+
+def rvq_decode(codes: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
+    """Residual vector quantiser decode: the sum of one vector per codebook.
+
+    Args:
+        codes: int64 `[B, K, T]`.
+        codebooks: at least K tensors `[card, D]`.
+    Returns:
+        `[B, D, T]`, summed in the order of the codebooks.
+    """
+    total = torch.zeros((), dtype=codebooks[0].dtype, device=codes.device)
+    for k in range(codes.shape[1]):
+        total = total + torch.nn.functional.embedding(codes[:, k], codebooks[k])
+    return total.transpose(1, 2)
+
+
+def philox4x32_10(
+    key0: Tensor, key1: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ten rounds of Philox 4x32 on int64 tensors that hold 32-bit words (broadcast together)."""
+    for _ in range(10):
+        # int64 products wrap modulo 2^64, which keeps both 32-bit halves right.
+        product0, product1 = c0 * _PHILOX_M[0], c2 * _PHILOX_M[1]
+        high0, low0 = (product0 >> 32) & _MASK32, product0 & _MASK32
+        high1, low1 = (product1 >> 32) & _MASK32, product1 & _MASK32
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0, key1 = (key0 + _PHILOX_W[0]) & _MASK32, (key1 + _PHILOX_W[1]) & _MASK32
+    return c0, c1, c2, c3
+
+
+def philox_exponential(
+    seeds: Tensor, items: Tensor, step: int, n_codebooks: int, card: int
+) -> Tensor:
+    """Exp(1) noise that depends only on (seed, item, step, codebook, entry).
+
+    Entry j of (item, codebook) is word `j % 4` of the Philox block with counter
+    `(j // 4, step, codebook, item)` and the two halves of the seed as key; with
+    `u = ((word >> 8) + 0.5) / 2^24` the result is `-log(u)`, always positive and finite.
+
+    Args:
+        seeds: int64 `[N]` (64 bits, two's complement).
+        items: int64 `[N]`, the item's number, below 2^32.
+        step: number of the draw, below 2^32.
+    Returns:
+        float32 `[N, n_codebooks, card]`.
+    """
+    device, n_blocks = seeds.device, (card + 3) // 4
+    block = torch.arange(n_blocks, device=device).view(1, 1, -1)
+    codebook = torch.arange(n_codebooks, device=device).view(1, -1, 1)
+    key0, key1 = (seeds & _MASK32).view(-1, 1, 1), ((seeds >> 32) & _MASK32).view(-1, 1, 1)
+    shape = (seeds.shape[0], n_codebooks, n_blocks)
+    words = philox4x32_10(
+        key0.expand(shape),
+        key1.expand(shape),
+        block.expand(shape),
+        torch.full([1], step, device=device).expand(shape),
+        codebook.expand(shape),
+        items.view(-1, 1, 1).expand(shape),
+    )
+    word = torch.stack(words, dim=-1).flatten(2)[..., :card]
+    # In float64, rounded once: the nearest float32, the same on every machine.
+    uniform = ((word >> 8).to(torch.float64) + 0.5) * 2.0**-24
+    return -torch.log(uniform).to(torch.float32)
+
+
+def filter_top_k(probs: Tensor, k: int) -> Tensor:
+    """Keep every probability at least as large as the k-th largest (ties stay), renormalised.
+
+    A k past the number of entries keeps them all.
+    """
+    threshold = torch.topk(probs, min(k, probs.shape[-1]), dim=-1).values[..., -1:]
+    kept = torch.where(probs >= threshold, probs, 0.0)
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def filter_top_p(probs: Tensor, p: float) -> Tensor:
+    """Keep the most likely entries up to and including the one that crosses `p`, renormalised."""
+    ordered, order = torch.sort(probs, dim=-1, descending=True)
+    before = torch.cumsum(ordered, dim=-1) - ordered
+    ordered = torch.where(before > p, 0.0, ordered)
+    ordered = ordered / ordered.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(probs).scatter(-1, order, ordered)
+
+
+def sample_codebooks(
+    logits: Tensor, noise: Tensor | None, temperature: float, top_k: int, top_p: float
+) -> Tensor:
+    """Draw one entry per row, or take the most likely one when `noise` is None.
+
+    The draw is `argmax(p / q)` with `q ~ Exp(1)`, which picks entry i with probability `p_i`
+    and needs no sum and no host synchronisation. `top_p > 0` takes precedence over `top_k`.
+
+    Args:
+        logits: `[B, K, card]`.
+        noise: float32 `[B, K, card]` from `philox_exponential`, or None for greedy.
+    Returns:
+        int64 `[B, K]`.
+    """
+    if noise is None:
+        return torch.argmax(logits, dim=-1)
+    probs = torch.softmax((logits / temperature).float(), dim=-1)
+    if top_p > 0.0:
+        probs = filter_top_p(probs, top_p)
+    elif top_k > 0:
+        probs = filter_top_k(probs, top_k)
+    return torch.argmax(probs / noise, dim=-1)
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

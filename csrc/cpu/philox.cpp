@@ -1,0 +1,69 @@
+#include "audiogen_fast/philox.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace audiogen_fast {
+namespace {
+
+// -log(u) with u = (top 24 bits + 1/2) / 2^24, so that u is never 0 or 1 and the result lies in
+// [2.9e-8, 17.4]. In float32 the largest u would round to 1 and the noise to 0, and a draw by
+// argmax(p / noise) would then ignore p. In float64 u is exact and the logarithm good enough that
+// its rounding to float32 is the same with every libm.
+float exponential(std::uint32_t word) noexcept {
+    const double u = (static_cast<double>(word >> 8) + 0.5) * 0x1p-24;
+    return static_cast<float>(-std::log(u));
+}
+
+}  // namespace
+
+std::array<std::uint32_t, 4> philox4x32_10(std::array<std::uint32_t, 2> key,
+                                           std::array<std::uint32_t, 4> counter) noexcept {
+    for (int round = 0; round < 10; ++round) {
+        const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter[0];
+        const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter[2];
+        counter = {
+            static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key[0],
+            static_cast<std::uint32_t>(product1),
+            static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key[1],
+            static_cast<std::uint32_t>(product0),
+        };
+        key[0] += 0x9E3779B9u;
+        key[1] += 0xBB67AE85u;
+    }
+    return counter;
+}
+
+void philox_exponential(float* out, const std::int64_t* seeds, const std::int64_t* items,
+                        std::int64_t n_items, std::int64_t n_codebooks, std::int64_t card,
+                        std::uint32_t step) {
+    for (std::int64_t i = 0; i < n_items; ++i) {
+        if (items[i] < 0 || items[i] > std::int64_t{0xFFFFFFFF}) {
+            throw std::invalid_argument("items must lie in [0, 2^32), got " +
+                                        std::to_string(items[i]) + " at position " +
+                                        std::to_string(i));
+        }
+    }
+    for (std::int64_t i = 0; i < n_items; ++i) {
+        const auto seed = static_cast<std::uint64_t>(seeds[i]);
+        const std::array<std::uint32_t, 2> key = {static_cast<std::uint32_t>(seed),
+                                                  static_cast<std::uint32_t>(seed >> 32)};
+        const auto item = static_cast<std::uint32_t>(items[i]);
+        for (std::int64_t codebook = 0; codebook < n_codebooks; ++codebook) {
+            float* row = out + (i * n_codebooks + codebook) * card;
+            for (std::int64_t j = 0; j < card; j += 4) {
+                const auto words =
+                    philox4x32_10(key, {static_cast<std::uint32_t>(j / 4), step,
+                                        static_cast<std::uint32_t>(codebook), item});
+                const std::int64_t count = std::min<std::int64_t>(4, card - j);
+                for (std::int64_t w = 0; w < count; ++w) {
+                    row[j + w] = exponential(words[static_cast<std::size_t>(w)]);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace audiogen_fast

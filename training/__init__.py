@@ -1,0 +1,1 @@
+"""Training of AudioGen, installed as `audiogen_fast.training`."""
