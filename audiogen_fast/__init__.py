@@ -20,23 +20,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "AudioGen": "audiogen_fast.api",
-    "AudioGenFastError": "audiogen_fast.errors",
-    "CheckpointError": "audiogen_fast.errors",
-    "GenerationCancelled": "audiogen_fast.errors",
-    "InvalidInputError": "audiogen_fast.errors",
-    "audio_info": "audiogen_fast.data.audio",
-    "audio_read": "audiogen_fast.data.audio",
-    "audio_write": "audiogen_fast.data.audio",
-    "show_env": "audiogen_fast.env",
+    "AudioGen": "api",
+    "AudioGenFastError": "errors",
+    "CheckpointError": "errors",
+    "GenerationCancelled": "errors",
+    "InvalidInputError": "errors",
+    "audio_info": "data.audio",
+    "audio_read": "data.audio",
+    "audio_write": "data.audio",
+    "show_env": "env",
 }
-__all__ = sorted(_HOME)
+__all__ = [
+    "AudioGen",
+    "AudioGenFastError",
+    "CheckpointError",
+    "GenerationCancelled",
+    "InvalidInputError",
+    "audio_info",
+    "audio_read",
+    "audio_write",
+    "show_env",
+]
 
 
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -312,9 +312,7 @@ class AudioGen:
 
     def generate_audio(self, gen_tokens: Tensor) -> Tensor:
         """Audio `[B, C, samples]` of codes `[B, K, T]`."""
-        check(
-            gen_tokens.dim() == 3, f"gen_tokens must be [B, K, T], got {tuple(gen_tokens.shape)}"
-        )
+        check(gen_tokens.dim() == 3, f"gen_tokens must be [B, K, T], got {tuple(gen_tokens.shape)}")
         with torch.no_grad():
             return self.compression_model.decode(gen_tokens, None)
 

@@ -60,9 +60,7 @@ def parse_config(text: str | Mapping[str, Any]) -> Config:
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise CheckpointError(f"the configuration is not valid YAML: {error}") from error
     if not isinstance(text, Mapping):
-        raise CheckpointError(
-            f"the configuration must be a dictionary, got {type(text).__name__}"
-        )
+        raise CheckpointError(f"the configuration must be a dictionary, got {type(text).__name__}")
     plain = _plain(text)
     return _wrap(_resolve(plain, plain, (), 0))
 

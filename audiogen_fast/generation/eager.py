@@ -97,9 +97,7 @@ class EagerEngine:
             return None
         draw = job.first_draw + step - job.start
         keys = job.keys
-        return dispatch.philox_exponential(
-            keys.seeds, keys.items, draw, self.lm.n_q, self.lm.card
-        )
+        return dispatch.philox_exponential(keys.seeds, keys.items, draw, self.lm.n_q, self.lm.card)
 
     def run(self, job: DecodeJob) -> Iterator[int]:
         """See `Engine.run`; yields after every step."""

@@ -132,9 +132,7 @@ def make_keys(
         if seed is None:
             high = 2**62
             device_of_draw = "cpu" if generator is None else generator.device
-            seed = int(
-                torch.randint(high, (1,), generator=generator, device=device_of_draw).item()
-            )
+            seed = int(torch.randint(high, (1,), generator=generator, device=device_of_draw).item())
         seeds, items = [seed] * batch, list(range(batch))
     for value in seeds:
         check(

@@ -124,7 +124,9 @@ def check_prompt(prompt: Tensor, card: int) -> None:
     )
     if prompt.numel():
         low, high = int(prompt.min()), int(prompt.max())
-        check(0 <= low and high < card, f"prompt codes must lie in 0..{card - 1}, got {low}..{high}")
+        check(
+            0 <= low and high < card, f"prompt codes must lie in 0..{card - 1}, got {low}..{high}"
+        )
 
 
 def report(callback: Callable[[int, int], object] | None, done: int, total: int) -> None:
@@ -183,9 +185,7 @@ def generate(
         check(batch > 0, f"num_samples must be positive, got {batch}")
         prompt = torch.zeros(batch, lm.n_q, 0, dtype=torch.long, device=lm.device)
     check_prompt(prompt, lm.card)
-    sampling = SamplingParams(
-        use_sampling=use_sampling, temperature=temp, top_k=top_k, top_p=top_p
-    )
+    sampling = SamplingParams(use_sampling=use_sampling, temperature=temp, top_k=top_k, top_p=top_p)
     cfg_coef = lm.cfg_coef if cfg_coef is None else cfg_coef
     two_step_cfg = lm.two_step_cfg if two_step_cfg is None else two_step_cfg
     batch = prompt.shape[0]

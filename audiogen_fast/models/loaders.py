@@ -87,9 +87,7 @@ def load_lm_model(
     Raises:
         CheckpointError: the files are missing, damaged, or do not fit.
     """
-    options = HubOptions(
-        revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
-    )
+    options = HubOptions(revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
     device = torch.device(device)
     checkpoint = _read(file_or_url_or_id, "lm", options)
     encoders = _text_encoders(str(file_or_url_or_id), checkpoint.cfg, options)
@@ -137,9 +135,7 @@ def load_compression_model(
     local_files_only: bool = False,
 ) -> CompressionModel:
     """Load a codec, in evaluation mode and float32; arguments as for `load_lm_model`."""
-    options = HubOptions(
-        revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
-    )
+    options = HubOptions(revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
     checkpoint = _read(file_or_url_or_id, "compression_model", options)
     if checkpoint.pretrained is not None:
         return get_pretrained_compression_model(checkpoint.pretrained, device, options)
@@ -176,9 +172,7 @@ def get_pretrained_compression_model(
     return wrapped
 
 
-def save_pretrained(
-    folder: str | Path, lm: LMModel, compression_model: CompressionModel
-) -> Path:
+def save_pretrained(folder: str | Path, lm: LMModel, compression_model: CompressionModel) -> Path:
     """Write both models, their configurations and the text encoder to `folder`.
 
     The result loads by memory map and needs nothing from the network. Everything is written

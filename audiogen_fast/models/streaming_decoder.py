@@ -83,9 +83,15 @@ class StreamingDecoder:
         self._state: LSTMState | None = None
         if self.streams:
             layers = list(model.decoder.model)
-            split = next((i for i, l in enumerate(layers) if isinstance(l, StreamableLSTM)), None)
-            before, after = ([], layers) if split is None else (layers[:split], layers[split + 1 :])
-            self._lstm = None if split is None else layers[split]
+            lstms = [i for i, layer in enumerate(layers) if isinstance(layer, StreamableLSTM)]
+            before, after = [], layers
+            self._lstm = None
+            if lstms:
+                before, self._lstm, after = (
+                    layers[: lstms[0]],
+                    layers[lstms[0]],
+                    layers[lstms[0] + 1 :],
+                )
             self._before = _Windowed(before, 1)
             self._after = _Windowed(after, model.decoder.hop_length)
 

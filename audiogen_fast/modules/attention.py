@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from audiogen_fast.errors import check
 from audiogen_fast.modules.kv_cache import KVCache
 from audiogen_fast.modules.norm import LayerNorm, linear
-from audiogen_fast.modules.positions import RotaryEmbedding
+from audiogen_fast.modules.rope import RotaryEmbedding
 
 
 class StreamingMultiheadAttention(nn.Module):
@@ -64,9 +64,7 @@ class StreamingMultiheadAttention(nn.Module):
             kv_repeat == 1 or not (cross_attention or plain),
             "kv_repeat > 1 needs self-attention with custom or memory_efficient set",
         )
-        check(
-            not (qk_layer_norm and kv_repeat > 1), "qk_layer_norm needs kv_repeat=1"
-        )
+        check(not (qk_layer_norm and kv_repeat > 1), "qk_layer_norm needs kv_repeat=1")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.kv_heads = num_heads // kv_repeat
         self.dropout, self.causal = dropout, causal
@@ -111,9 +109,7 @@ class StreamingMultiheadAttention(nn.Module):
             return positions - max(0, cache.prompt_length - self.past_context)
         return positions
 
-    def forward(
-        self, x: Tensor, cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """Self-attention over `x` `[B, T, D]`, after what `cache` holds for `layer`."""
         B, T, _ = x.shape
         width = self.kv_heads * self.head_dim

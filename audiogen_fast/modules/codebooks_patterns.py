@@ -50,9 +50,7 @@ class Pattern:
         latest = [0] * self.n_q
         for step, coords in enumerate(self.layout):
             codebooks = [coord.q for coord in coords]
-            check(
-                len(set(codebooks)) == len(codebooks), f"step {step} holds one codebook twice"
-            )
+            check(len(set(codebooks)) == len(codebooks), f"step {step} holds one codebook twice")
             for coord in coords:
                 check(
                     coord.t >= latest[coord.q],

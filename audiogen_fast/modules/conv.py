@@ -62,9 +62,7 @@ def unpad1d(x: Tensor, paddings: tuple[int, int]) -> Tensor:
 
 
 def _normalize_weight(conv: nn.Module, norm: str) -> nn.Module:
-    check(
-        norm in CONV_NORMALIZATIONS, f"norm must be one of {CONV_NORMALIZATIONS}, got {norm!r}"
-    )
+    check(norm in CONV_NORMALIZATIONS, f"norm must be one of {CONV_NORMALIZATIONS}, got {norm!r}")
     if norm == "weight_norm":
         return parametrizations.weight_norm(conv)
     if norm == "spectral_norm":

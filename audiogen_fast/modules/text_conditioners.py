@@ -170,16 +170,23 @@ class T5Conditioner(TextConditioner):
             return
         # Imported here: transformers takes seconds, and not every model has text.
         from transformers import AutoTokenizer, T5EncoderModel
+        from transformers.utils import logging
 
+        # Its weights are there in an instant; a progress bar for them is noise.
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         options = {"local_files_only": self.local_files_only}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.source, **options)
             encoder = T5EncoderModel.from_pretrained(self.source, dtype=torch.float32, **options)
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"cannot load the text encoder {self.source!r}: {error}. Put a folder {self.name!r} "
-                "with its config, weights and tokenizer beside the checkpoint to use it offline."
+                f"cannot load the text encoder {self.source!r}: {error}. To use it offline, put a "
+                f"folder {self.name!r} with its config, weights and tokenizer beside the checkpoint."
             ) from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
         encoder = encoder.train(self.finetune)
         if self.finetune:
             self.t5 = encoder
@@ -205,8 +212,10 @@ class T5Conditioner(TextConditioner):
         self.load()
         entries = [text or "" for text in texts]
         if self.word_dropout > 0.0 and self.training:
-            entries = [" ".join(w for w in e.split(" ") if random.random() >= self.word_dropout)
-                       for e in entries]
+            entries = [
+                " ".join(w for w in e.split(" ") if random.random() >= self.word_dropout)
+                for e in entries
+            ]
         inputs = self._tokenizer(entries, return_tensors="pt", padding=True)
         mask = inputs["attention_mask"]
         mask[[i for i, entry in enumerate(entries) if entry == ""], :] = 0

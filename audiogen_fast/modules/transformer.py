@@ -12,7 +12,7 @@ from audiogen_fast.modules.activations import GatedLinearUnit, get_activation_fn
 from audiogen_fast.modules.attention import StreamingMultiheadAttention
 from audiogen_fast.modules.kv_cache import KVCache
 from audiogen_fast.modules.norm import LayerScale, create_norm_fn, linear
-from audiogen_fast.modules.positions import RotaryEmbedding
+from audiogen_fast.modules.rope import RotaryEmbedding
 from audiogen_fast.ops.reference import sin_embedding
 
 
@@ -193,9 +193,7 @@ class StreamingTransformer(nn.Module):
         self.has_cross_attention = cross_attention
         rope = None
         if positional_embedding != "sin":
-            check(
-                custom or memory_efficient, "rope needs custom or memory_efficient attention"
-            )
+            check(custom or memory_efficient, "rope needs custom or memory_efficient attention")
             rope = RotaryEmbedding(
                 d_model // num_heads, max_period=max_period, xpos=xpos, scale=positional_scale
             )

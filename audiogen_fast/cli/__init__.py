@@ -1,0 +1,60 @@
+"""The command `audiogen-fast`: what it runs, what it prints, how it ends.
+
+Exit status: 0; 2 for wrong usage or input; 1 for anything else that failed (a checkpoint, a file);
+130 after Ctrl-C. Everything heavy is imported by the command that needs it, so `--help` is quick.
+"""
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from audiogen_fast.cli.parser import PROGRAM, build_parser
+from audiogen_fast.errors import InvalidInputError
+
+_MAX_MESSAGE = 600
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (that of the process by default) and return its exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        report = _run(args)
+        if args.json:
+            print(json.dumps(report, indent=2))
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"{PROGRAM}: error: {_one_line(error, whole=args.debug)}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidInputError) else 1
+    return 0
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    """Do what was asked; the result is what `--json` prints."""
+    if args.command == "env":
+        from audiogen_fast.env import get_env, show_env
+
+        if args.json:
+            return get_env()
+        print(show_env())
+        return {}
+    if args.command == "convert":
+        from audiogen_fast.cli.convert import convert
+
+        return convert(args)
+    from audiogen_fast.cli.sounds import continue_sounds, generate_sounds
+
+    return generate_sounds(args) if args.command == "generate" else continue_sounds(args)
+
+
+def _one_line(error: Exception, whole: bool) -> str:
+    message = " ".join(str(error).split()) or type(error).__name__
+    if whole or len(message) <= _MAX_MESSAGE:
+        return message
+    return f"{message[:_MAX_MESSAGE]} ... (--debug shows all of it)"

@@ -1,0 +1,62 @@
+"""`audiogen-fast convert`."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiogen_fast.api import AudioGen
+from audiogen_fast.errors import check
+from audiogen_fast.models import loaders
+from audiogen_fast.models.hub import HubOptions
+
+
+def convert(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the model `args.source` to the folder `args.destination` in the own format.
+
+    The language model keeps the dtype it is stored in unless `args.dtype` names one; codec and
+    text encoder are float32.
+    """
+    destination = Path(args.destination)
+    occupied = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
+    check(
+        args.overwrite or not occupied,
+        f"destination must be a new or an empty folder (or pass --overwrite), got {destination}",
+    )
+    start = time.perf_counter()
+    options = HubOptions(revision=args.revision, local_files_only=args.local_files_only)
+    dtype = args.dtype or _stored_dtype(args.source, options)
+    model = AudioGen.get_pretrained(
+        args.source,
+        "cpu",
+        dtype=dtype,
+        revision=args.revision,
+        local_files_only=args.local_files_only,
+        engine="eager",
+    )
+    model.save_pretrained(destination)
+    files = [path for path in sorted(destination.rglob("*")) if path.is_file()]
+    report = {
+        "command": "convert",
+        "source": args.source,
+        "destination": str(destination),
+        "dtype": dtype,
+        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    if not args.json:
+        megabytes = sum(file["bytes"] for file in report["files"]) / 1e6
+        print(f"{destination}: {megabytes:.1f} MB, language model in {dtype}")
+    return report
+
+
+def _stored_dtype(source: str, options: HubOptions) -> str:
+    """The dtype most of the stored language model has; nothing but the header is read."""
+    state = loaders._read(source, "lm", options).state
+    counts: dict[torch.dtype, int] = {}
+    for tensor in state.values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    most = max(counts, key=counts.__getitem__)
+    return str(loaders.resolve_dtype(most, torch.device("cpu"))).removeprefix("torch.")

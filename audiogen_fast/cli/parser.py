@@ -1,0 +1,207 @@
+"""Arguments of the command `audiogen-fast`; imports nothing heavy."""
+
+import argparse
+import math
+
+from audiogen_fast import __version__
+
+PROGRAM = "audiogen-fast"
+FORMATS = ("wav", "flac", "ogg", "mp3")
+STRATEGIES = ("loudness", "peak", "rms", "clip")
+DTYPES = ("float32", "float16", "bfloat16")
+DEFAULT_MODEL = "facebook/audiogen-medium"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; `args.command` tells which command was given."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Text to sound with AudioGen.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands)
+    _add_continue(commands)
+    _add_convert(commands)
+    env = commands.add_parser("env", help="report versions, devices and backends")
+    _add_common(env)
+    return parser
+
+
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="make a sound for each description",
+        description="Make a sound for each description. Run again after an interruption, the same "
+        "command makes only the files that are missing.",
+    )
+    generate.add_argument("descriptions", nargs="*", metavar="DESCRIPTION")
+    generate.add_argument(
+        "--file",
+        metavar="FILE",
+        help="more descriptions, one per line; blank lines and lines that begin with # are "
+        "skipped; - for standard input",
+    )
+    generate.add_argument("--duration", type=_positive, default=5.0, help="seconds (default 5)")
+    _add_sound_options(generate)
+
+
+def _add_continue(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "continue",
+        help="continue recordings",
+        description="Continue recordings. Each result begins with its recording as the codec hears "
+        "it. Run again after an interruption, the same command makes only what is missing.",
+    )
+    command.add_argument("audio", nargs="+", metavar="AUDIO", help="wav, flac, ogg or mp3")
+    command.add_argument(
+        "--description",
+        action="append",
+        metavar="TEXT",
+        help="what to continue with: one for all recordings, or repeated, one for each",
+    )
+    command.add_argument(
+        "--prompt-duration",
+        type=_positive,
+        metavar="SECONDS",
+        help="take this much of each recording, from its start (default: all of it)",
+    )
+    command.add_argument(
+        "--duration", type=_positive, default=10.0, help="seconds, recording included (default 10)"
+    )
+    _add_sound_options(command)
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="convert a checkpoint of any layout to the package's own format",
+        description="Convert a checkpoint of any layout to the package's own format: a folder of "
+        "safetensors with the text encoder in it, which loads by memory map and without a network.",
+    )
+    convert.add_argument("source", help="hub id, folder, file or URL")
+    convert.add_argument("destination", help="folder; must be new or empty")
+    convert.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of the stored language model (default: as in the source)",
+    )
+    convert.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    _add_source_options(convert)
+    _add_common(convert)
+
+
+def _add_sound_options(parser: argparse.ArgumentParser) -> None:
+    """What generating and continuing have in common."""
+    parser.add_argument(
+        "--output", default="sounds", metavar="FOLDER", help="made if need be (default sounds)"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="wav", help="(default wav)")
+    parser.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="loudness",
+        help="how the level is set: loudness (-14 LKFS, compressed; default), peak (-1 dB), rms "
+        "(-18 dB) or clip (as it is, cut off at -1 dB)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make files again that are there")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
+        "--seed",
+        type=_seeds,
+        default=[0],
+        metavar="N[,N...]",
+        help="sound i is drawn with seed N + i, or with the i-th of a list (default 0)",
+    )
+    sampling.add_argument(
+        "--top-k", type=_count, default=250, help="draw among this many codes (default 250); 0: all"
+    )
+    sampling.add_argument(
+        "--top-p",
+        type=_number,
+        default=0.0,
+        help="draw among the codes that reach this probability; takes precedence over --top-k",
+    )
+    sampling.add_argument("--temperature", type=_number, default=1.0, help="(default 1)")
+    sampling.add_argument("--greedy", action="store_true", help="take the most likely codes")
+    sampling.add_argument(
+        "--cfg-coef", type=_number, default=3.0, help="strength of guidance (default 3); 1: none"
+    )
+    sampling.add_argument(
+        "--two-step-cfg", action="store_true", help="encode the two halves of guidance apart"
+    )
+    sampling.add_argument(
+        "--extend-stride",
+        type=_positive,
+        metavar="SECONDS",
+        help="by which each window of a long sound advances (default 2, or half a window)",
+    )
+    sampling.add_argument(
+        "--batch-invariant",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a sound does not depend on the other descriptions of its batch (default); in the "
+        "original it depends on the longest of them",
+    )
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"hub id, folder, file, URL or debug (default {DEFAULT_MODEL})",
+    )
+    model.add_argument(
+        "--batch-size", type=_positive_count, default=8, help="sounds at a time (default 8)"
+    )
+    model.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA where there is one)")
+    model.add_argument(
+        "--dtype", choices=DTYPES, help="(default float32 on a CPU, float16 elsewhere)"
+    )
+    model.add_argument("--engine", default="auto", help="what decodes (default auto)")
+    _add_source_options(model)
+    _add_common(parser)
+
+
+def _add_source_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument(
+        "--local-files-only", action="store_true", help="use the cache, never the network"
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, and nothing else, on stdout"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be finite, got {text}")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return value
+
+
+def _positive_count(text: str) -> int:
+    value = _count(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be at least 1, got 0")
+    return value
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
