@@ -1,4 +1,4 @@
-# make venv | test | demo | lint | wheel | clean. Nothing outside this folder is touched.
+# make venv | test | demo | lint | wheel | sanitize | clean. Nothing outside this folder is touched.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed-$(DEVICE)
 SOURCES := setup.py pyproject.toml CMakeLists.txt requirements/$(DEVICE).txt \
 	$(shell find csrc -type f)
 
-.PHONY: venv test demo lint wheel clean
+.PHONY: venv test demo lint wheel sanitize clean
 
 venv: $(STAMP)
 
@@ -34,6 +34,17 @@ lint: venv
 
 wheel: venv
 	$(BIN)/python -m build
+
+# The native module's tests with address and undefined behaviour sanitizers.
+sanitize: venv
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DAUDIOGEN_FAST_SANITIZE=ON \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+		-Dpybind11_DIR=$$($(BIN)/python -c "import pybind11; print(pybind11.get_cmake_dir())")
+	$(BIN)/cmake --build build/sanitize
+	AUDIOGEN_FAST_NATIVE_FILE=$$(ls $(CURDIR)/build/sanitize/_native*.so) \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		$(BIN)/python -m pytest -q tests/test_native.py tests/generation/test_native_engine.py
 
 clean:
 	rm -rf $(VENV) build dist demo_output *.egg-info audiogen_fast/_native*.so

@@ -94,7 +94,10 @@ class CMakeBuild(build_ext):
             with tempfile.TemporaryDirectory() as build:
                 built = compile_native(Path(build))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(built, target)
+                # Beside and renamed: a process that has the old one loaded keeps it.
+                staged = target.with_suffix(".new")
+                shutil.copyfile(built, staged)
+                os.replace(staged, target)
         except (CompileError, OSError) as error:
             outcome = (
                 "audiogen_fast is installed without it, slower on a CPU and otherwise complete "

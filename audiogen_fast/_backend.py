@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import importlib.util
 import os
 from types import ModuleType
 
@@ -30,8 +31,17 @@ def backend() -> str:
 
 @functools.cache
 def load_native() -> tuple[ModuleType | None, str | None]:
-    """The native module and None, or None and the reason why it cannot be used."""
+    """The native module and None, or None and the reason why it cannot be used.
+
+    `AUDIOGEN_FAST_NATIVE_FILE` names another build of it to load, such as one with sanitizers.
+    """
+    file = os.environ.get("AUDIOGEN_FAST_NATIVE_FILE")
     try:
+        if file:
+            spec = importlib.util.spec_from_file_location("audiogen_fast._native", file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module, None
         return importlib.import_module("audiogen_fast._native"), None
     except ModuleNotFoundError as error:
         return None, f"{error}: {_NOT_BUILT}"

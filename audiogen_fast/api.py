@@ -11,13 +11,15 @@ from torch import Tensor
 
 from audiogen_fast.data.audio_utils import convert_audio
 from audiogen_fast.errors import CheckpointError, InvalidInputError, check
-from audiogen_fast.generation.engines import make_engine
+from audiogen_fast.generation.engines import check_choice, make_engine
 from audiogen_fast.generation.job import Engine, SamplingParams, make_keys
 from audiogen_fast.generation.lm_generate import make_groups, report
 from audiogen_fast.generation.windows import WindowedGeneration, WindowPlan
 from audiogen_fast.models import builders, loaders
 from audiogen_fast.models.encodec import CompressionModel
+from audiogen_fast.models.hub import HubOptions, surroundings
 from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.saving import save_pretrained
 from audiogen_fast.models.streaming_decoder import StreamingDecoder
 from audiogen_fast.modules.conditioners import ConditioningAttributes
 
@@ -86,6 +88,7 @@ class AudioGen:
         local_files_only: bool = False,
         cache_dir: str | Path | None = None,
         engine: str | Engine = "auto",
+        quantize: str | None = None,
     ) -> "AudioGen":
         """Load a model.
 
@@ -100,12 +103,17 @@ class AudioGen:
             local_files_only: use the cache only, never the network.
             cache_dir: download folder; None for the environment's.
             engine: see the class.
+            quantize: `int8` or `int4`: decode with the native engine (CPU only) and weights packed
+                in that format, its caches in bfloat16. The model's own weights then stay mapped
+                from the file, in the dtype they are stored in unless `dtype` is given.
         Raises:
+            InvalidInputError: an unknown dtype, engine or quantisation, or one that cannot run.
             CheckpointError: files are missing, damaged, hostile, or do not fit.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(device)
+        check_choice(engine, quantize)
         if str(name) == "debug":
             codec = builders.get_debug_compression_model(device, sample_rate=16000)
             lm = builders.get_debug_lm_model(device)
@@ -115,20 +123,31 @@ class AudioGen:
             "revision": revision,
             "local_files_only": local_files_only,
         }
-        codec = loaders.load_compression_model(name, device, **options)
+        if quantize is not None and dtype is None:
+            dtype = loaders.stored_dtype(name, HubOptions(**options))
+        # A file that stands for the whole model is the language model's; its codec lies beside it.
+        codec = loaders.load_compression_model(surroundings(name), device, **options)
         lm = loaders.load_lm_model(name, device, dtype=dtype, **options)
-        if codec.cardinality != lm.card:
+        engine = make_engine(engine, lm, quantize)
+        try:
+            model = AudioGen(str(name), codec, lm, engine=engine)
+        except (InvalidInputError, AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{name}: the language model has {lm.card} codes per codebook, its codec "
-                f"{codec.cardinality}"
+                f"{name}: language model and codec do not fit their configuration: {error}"
+            ) from error
+        codec = model.compression_model
+        if (codec.cardinality, codec.num_codebooks) != (lm.card, lm.n_q):
+            raise CheckpointError(
+                f"{name}: the language model has {lm.n_q} codebooks of {lm.card} codes, its codec "
+                f"{codec.num_codebooks} of {codec.cardinality}"
             )
-        return AudioGen(str(name), codec, lm, engine=engine)
+        return model
 
     from_pretrained = get_pretrained
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model to `folder`; `get_pretrained(folder)` loads it without the network."""
-        return loaders.save_pretrained(folder, self.lm, self.compression_model)
+        return save_pretrained(folder, self.lm, self.compression_model)
 
     @property
     def frame_rate(self) -> float:

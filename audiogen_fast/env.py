@@ -15,6 +15,9 @@ from audiogen_fast.errors import InvalidInputError
 _PACKAGES = ("torch", "triton", "transformers", "flash-attn")
 _VARIABLES = (
     BACKEND_VARIABLE,
+    "AUDIOGEN_FAST_THREADS",
+    "AUDIOGEN_FAST_ISA",
+    "AUDIOGEN_FAST_NATIVE_FILE",
     "AUDIOGEN_FAST_CACHE_DIR",
     "AUDIOCRAFT_CACHE_DIR",
     "HF_HOME",

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "audiogen_fast/cpu_features.h"
+#include "audiogen_fast/decoder.h"
 #include "audiogen_fast/philox.h"
 #include "audiogen_fast/rvq.h"
 
@@ -69,6 +70,95 @@ py::dict build_info() {
     return d;
 }
 
+// A product with packed weights by itself, for tests and benchmarks of the kernels.
+void packed_multiply(const std::string& format, std::int64_t group, const std::string& isa,
+                     std::uintptr_t weight, std::int64_t n, std::int64_t k, std::uintptr_t bias,
+                     std::uintptr_t x, std::int64_t rows, bool gelu, std::uintptr_t out) {
+    af::packed_multiply(format, group, isa, pointer<const float>(weight), n, k,
+                        pointer<const float>(bias), pointer<const float>(x), rows, gelu,
+                        pointer<float>(out));
+}
+
+void bind_decoder(py::module_& m) {
+    using release_gil = py::call_guard<py::gil_scoped_release>;
+    py::class_<af::DecoderConfig>(m, "DecoderConfig")
+        .def(py::init<>())
+        .def_readwrite("dim", &af::DecoderConfig::dim)
+        .def_readwrite("heads", &af::DecoderConfig::heads)
+        .def_readwrite("layers", &af::DecoderConfig::layers)
+        .def_readwrite("hidden", &af::DecoderConfig::hidden)
+        .def_readwrite("card", &af::DecoderConfig::card)
+        .def_readwrite("codebooks", &af::DecoderConfig::codebooks)
+        .def_readwrite("rows", &af::DecoderConfig::rows)
+        .def_readwrite("positions", &af::DecoderConfig::positions)
+        .def_readwrite("text", &af::DecoderConfig::text)
+        .def_readwrite("eps", &af::DecoderConfig::eps)
+        .def_readwrite("format", &af::DecoderConfig::format)
+        .def_readwrite("kv_format", &af::DecoderConfig::kv_format)
+        .def_readwrite("group", &af::DecoderConfig::group)
+        .def_readwrite("threads", &af::DecoderConfig::threads)
+        .def_readwrite("isa", &af::DecoderConfig::isa);
+    py::class_<af::Decoder>(m, "Decoder")
+        .def(py::init<const af::DecoderConfig&>())
+        .def("set_matrix",
+             [](af::Decoder& d, const std::string& name, std::int64_t layer, std::uintptr_t data,
+                std::int64_t n, std::int64_t k, std::uintptr_t bias) {
+                 d.set_matrix(name, layer, pointer<const float>(data), n, k,
+                              pointer<const float>(bias));
+             },
+             release_gil())
+        .def("set_norm",
+             [](af::Decoder& d, const std::string& name, std::int64_t layer, std::uintptr_t weight,
+                std::uintptr_t bias) {
+                 d.set_norm(name, layer, pointer<const float>(weight), pointer<const float>(bias));
+             })
+        .def("set_embedding",
+             [](af::Decoder& d, std::int64_t codebook, std::uintptr_t data) {
+                 d.set_embedding(codebook, pointer<const float>(data));
+             })
+        .def("set_positions",
+             [](af::Decoder& d, std::uintptr_t data, std::int64_t count) {
+                 d.set_positions(pointer<const float>(data), count);
+             })
+        .def("resize", &af::Decoder::resize)
+        .def("begin", &af::Decoder::begin)
+        .def("set_text",
+             [](af::Decoder& d, std::int64_t row, std::int64_t layer, std::uintptr_t keys,
+                std::uintptr_t values, std::int64_t length, std::int64_t pads) {
+                 d.set_text(row, layer, pointer<const float>(keys), pointer<const float>(values),
+                            length, pads);
+             })
+        .def("run",
+             [](af::Decoder& d, std::uintptr_t codes, std::uintptr_t mask, std::int64_t batch,
+                std::int64_t steps, std::int64_t start, std::int64_t special, bool greedy,
+                float temperature, std::int64_t top_k, float top_p, std::uint32_t first_draw,
+                std::uintptr_t seeds, std::uintptr_t items, float cfg_coef, std::int64_t from,
+                std::int64_t to) {
+                 const af::Sequence sequence{pointer<std::int64_t>(codes),
+                                             pointer<const std::uint8_t>(mask),
+                                             batch,
+                                             steps,
+                                             start,
+                                             special};
+                 af::Sampling sampling;
+                 sampling.greedy = greedy;
+                 sampling.temperature = temperature;
+                 sampling.top_k = top_k;
+                 sampling.top_p = top_p;
+                 sampling.first_draw = first_draw;
+                 sampling.seeds = pointer<const std::int64_t>(seeds);
+                 sampling.items = pointer<const std::int64_t>(items);
+                 d.run(sequence, sampling, cfg_coef, from, to);
+             },
+             release_gil())
+        .def("last_logits",
+             [](const af::Decoder& d, std::uintptr_t out) { d.last_logits(pointer<float>(out)); })
+        .def_property_readonly("weight_bytes", &af::Decoder::weight_bytes)
+        .def_property_readonly("cache_bytes", &af::Decoder::cache_bytes)
+        .def_property_readonly("isa", &af::Decoder::isa)
+        .def_property_readonly("threads", &af::Decoder::threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -83,4 +173,7 @@ PYBIND11_MODULE(_native, m) {
           py::arg("batch"), py::arg("frames"), py::arg("card"), py::arg("dim"), release_gil());
     m.def("cpu_features", &cpu_features);
     m.def("build_info", &build_info);
+    m.def("packed_multiply", &packed_multiply, release_gil());
+    m.def("available_isas", &af::available_isas);
+    bind_decoder(m);
 }

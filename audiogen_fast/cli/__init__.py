@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             print(json.dumps(report, indent=2))
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command goes on from here", file=sys.stderr)
+        resume = args.command in ("generate", "continue")
+        advice = "; the same command makes what is missing" if resume else ""
+        print(f"{PROGRAM}: interrupted{advice}", file=sys.stderr)
         return 130
     except Exception as error:
         if args.debug:

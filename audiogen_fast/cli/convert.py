@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from audiogen_fast.api import AudioGen
 from audiogen_fast.errors import check
 from audiogen_fast.models import loaders
@@ -25,9 +23,14 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
         args.overwrite or not occupied,
         f"destination must be a new or an empty folder (or pass --overwrite), got {destination}",
     )
+    check(
+        args.source != "debug", "source must be a checkpoint, got the model debug, which has none"
+    )
     start = time.perf_counter()
-    options = HubOptions(revision=args.revision, local_files_only=args.local_files_only)
-    dtype = args.dtype or _stored_dtype(args.source, options)
+    dtype = args.dtype
+    if dtype is None:
+        options = HubOptions(revision=args.revision, local_files_only=args.local_files_only)
+        dtype = str(loaders.stored_dtype(args.source, options)).removeprefix("torch.")
     model = AudioGen.get_pretrained(
         args.source,
         "cpu",
@@ -50,13 +53,3 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
         megabytes = sum(file["bytes"] for file in report["files"]) / 1e6
         print(f"{destination}: {megabytes:.1f} MB, language model in {dtype}")
     return report
-
-
-def _stored_dtype(source: str, options: HubOptions) -> str:
-    """The dtype most of the stored language model has; nothing but the header is read."""
-    state = loaders._read(source, "lm", options).state
-    counts: dict[torch.dtype, int] = {}
-    for tensor in state.values():
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    most = max(counts, key=counts.__getitem__)
-    return str(loaders.resolve_dtype(most, torch.device("cpu"))).removeprefix("torch.")

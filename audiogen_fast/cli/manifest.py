@@ -1,13 +1,12 @@
 """`manifest.json` of an output folder: how each sound in it was made."""
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from audiogen_fast.errors import InvalidInputError, check
+from audiogen_fast.files import write_atomically
 
 FORMAT = "audiogen_fast sounds"
 FORMAT_VERSION = 1
@@ -52,12 +51,8 @@ class Manifest:
             (self.folder / name).unlink(missing_ok=True)
         self.records.update(records)
         content = {"format": FORMAT, "version": FORMAT_VERSION, "files": self.records}
-        temporary = self.folder / f".{secrets.token_hex(8)}.tmp"
-        try:
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-            os.replace(temporary, self.folder / NAME)
-        finally:
-            temporary.unlink(missing_ok=True)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.folder / NAME, text.encode("utf-8"))
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -117,11 +117,11 @@ def _add_sound_options(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument(
         "--top-p",
-        type=_number,
+        type=_probability,
         default=0.0,
         help="draw among the codes that reach this probability; takes precedence over --top-k",
     )
-    sampling.add_argument("--temperature", type=_number, default=1.0, help="(default 1)")
+    sampling.add_argument("--temperature", type=_not_negative, default=1.0, help="(default 1)")
     sampling.add_argument("--greedy", action="store_true", help="take the most likely codes")
     sampling.add_argument(
         "--cfg-coef", type=_number, default=3.0, help="strength of guidance (default 3); 1: none"
@@ -186,6 +186,20 @@ def _positive(text: str) -> float:
     value = _number(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = _number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = _not_negative(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must lie in 0..1, got {text}")
     return value
 
 

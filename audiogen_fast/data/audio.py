@@ -2,7 +2,6 @@
 
 import math
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from audiogen_fast.data import encoders
 from audiogen_fast.data.audio_utils import f32_pcm as f32_pcm
 from audiogen_fast.data.audio_utils import normalize_audio
 from audiogen_fast.errors import AudioFileError, InvalidInputError, check
+from audiogen_fast.files import write_atomically
 
 _OGG_PAGE_MAX = 65307
 """Bytes of the largest Ogg page: 27 of header, 255 of segment table, 255 * 255 of data."""
@@ -230,17 +230,12 @@ def audio_write(
         raise AudioFileError(
             f"cannot write {path}: {wav.shape[0]} channels at {rate} Hz as {format}: {error}"
         ) from error
-    _write_atomically(path, encoded)
+    _replace_file(path, encoded)
     return path
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def _replace_file(path: Path, content: bytes) -> None:
     target = Path(os.path.realpath(path))  # a link stays a link, to the new contents
     plain = target.is_file() or not target.exists()
     check(plain, f"stem_name must lead to a plain file, got {path}")
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(target, content)

@@ -3,17 +3,38 @@
 from audiogen_fast.errors import check
 from audiogen_fast.generation.eager import EagerEngine
 from audiogen_fast.generation.job import Engine
+from audiogen_fast.generation.native import NativeEngine
 from audiogen_fast.models.lm import LMModel
 
-ENGINES = {"eager": EagerEngine}
+ENGINES = {"eager": EagerEngine, "native": NativeEngine}
+QUANTIZED = ("int8", "int4")
 
 
-def make_engine(engine: str | Engine, lm: LMModel) -> Engine:
-    """The engine of that name (`auto` for the fastest that fits); an engine is returned as is."""
-    if not isinstance(engine, str):
-        return engine
+def check_choice(engine: str | Engine, quantize: str | None = None) -> None:
+    """Raise `InvalidInputError` unless `make_engine` knows these names."""
     check(
-        engine == "auto" or engine in ENGINES,
+        not isinstance(engine, str) or engine == "auto" or engine in ENGINES,
         f"engine must be 'auto' or one of {sorted(ENGINES)}, got {engine!r}",
     )
+    check(
+        quantize is None or quantize in QUANTIZED,
+        f"quantize must be one of {QUANTIZED} or None, got {quantize!r}",
+    )
+    check(
+        quantize is None or engine in ("auto", "native"),
+        f"quantize needs the native engine, got engine={engine!r}",
+    )
+
+
+def make_engine(engine: str | Engine, lm: LMModel, quantize: str | None = None) -> Engine:
+    """The engine of that name; an engine is returned as is.
+
+    `auto` is the eager engine: the native one keeps a second copy of the weights, which only the
+    caller can say there is room for. With `quantize` it is the native one, in that format.
+    """
+    check_choice(engine, quantize)
+    if quantize is not None:
+        return NativeEngine(lm, quantize, kv="bfloat16")
+    if not isinstance(engine, str):
+        return engine
     return ENGINES["eager" if engine == "auto" else engine](lm)

@@ -48,8 +48,14 @@ _IGNORED = frozenset(
 )
 
 
+# Numbers of modules and of steps; the sizes of tensors cost nothing on the meta device.
+_MAX_COUNT = 1024
+_ACTIVATIONS = frozenset(nn.modules.activation.__all__)
+
+
 def _known_options(*classes: type) -> set[str]:
-    return {name for cls in classes for name in inspect.signature(cls.__init__).parameters}
+    bases = {base for cls in classes for base in cls.__mro__}
+    return {name for base in bases for name in inspect.signature(base.__init__).parameters}
 
 
 def _select(options: Mapping[str, Any], where: str, *classes: type) -> dict[str, Any]:
@@ -61,6 +67,14 @@ def _select(options: Mapping[str, Any], where: str, *classes: type) -> dict[str,
     return {name: value for name, value in options.items() if name in known}
 
 
+def _check_counts(where: str, options: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        value = options.get(name)
+        largest = max(value, default=0) if isinstance(value, list) else value
+        if largest is not None and not 0 <= largest <= _MAX_COUNT:
+            raise CheckpointError(f"{where}.{name} must lie in 0..{_MAX_COUNT}, got {largest}")
+
+
 def get_codebooks_pattern_provider(n_q: int, cfg: Mapping[str, Any]) -> CodebooksPatternProvider:
     """The provider `codebooks_pattern` describes."""
     name = cfg.get("modeling")
@@ -69,6 +83,8 @@ def get_codebooks_pattern_provider(n_q: int, cfg: Mapping[str, Any]) -> Codebook
             f"codebooks_pattern.modeling must be one of {sorted(_PATTERNS)}, got {name!r}"
         )
     options = cfg.get(name) or {}
+    _check_counts(f"codebooks_pattern.{name}", options, "delays", "empty_initial", "flatten_first")
+    _check_counts(f"codebooks_pattern.{name}", options, "flattening")
     return _PATTERNS[name](n_q, **_select(options, "codebooks_pattern", _PATTERNS[name]))
 
 
@@ -93,8 +109,10 @@ def get_conditioner_provider(
         if kind == "t5":
             arguments["path"] = _beside(text_encoders, arguments.get("name", ""))
             arguments["local_files_only"] = local_files_only
+            arguments = _select(arguments, f"conditioners.{name}", T5Conditioner)
             conditioners[name] = T5Conditioner(output_dim=output_dim, **arguments)
         elif kind == "lut":
+            arguments = _select(arguments, f"conditioners.{name}", LUTConditioner)
             conditioners[name] = LUTConditioner(output_dim=output_dim, **arguments)
         else:
             raise CheckpointError(
@@ -136,6 +154,7 @@ def get_lm_model(
     if kind != "transformer_lm":
         raise CheckpointError(f"lm_model must be 'transformer_lm', got {kind!r}")
     options = dict(cfg["transformer_lm"])
+    _check_counts("transformer_lm", options, "n_q", "num_layers")
     q_modeling = options.pop("q_modeling", None)
     fuser = get_condition_fuser(cfg)
     if fuser.fuse2cond["cross"]:
@@ -166,6 +185,7 @@ def get_quantizer(name: str, cfg: Config, dimension: int) -> BaseQuantizer:
     if name != "rvq":
         raise CheckpointError(f"encodec.quantizer must be 'rvq' or 'no_quant', got {name!r}")
     options = {**cfg["rvq"], "dimension": dimension}
+    _check_counts("rvq", options, "n_q")
     return ResidualVectorQuantizer(**_select(options, "rvq", ResidualVectorQuantizer))
 
 
@@ -178,18 +198,33 @@ def get_compression_model(cfg: Config) -> EncodecModel:
     autoencoder, quantizer_name = options.pop("autoencoder"), options.pop("quantizer")
     if autoencoder != "seanet":
         raise CheckpointError(f"encodec.autoencoder must be 'seanet', got {autoencoder!r}")
-    seanet = dict(cfg["seanet"])
-    encoder_options = seanet.pop("encoder", None) or {}
-    decoder_options = seanet.pop("decoder", None) or {}
-    encoder = SEANetEncoder(**{**seanet, **encoder_options})
-    decoder = SEANetDecoder(**{**seanet, **decoder_options})
+    encoder = _get_seanet(SEANetEncoder, cfg["seanet"], "encoder")
+    decoder = _get_seanet(SEANetDecoder, cfg["seanet"], "decoder")
+    frame_rate = options["sample_rate"] // encoder.hop_length
+    if frame_rate < 1:
+        raise CheckpointError(
+            f"encodec.sample_rate must be at least {encoder.hop_length}, the product of "
+            f"seanet.ratios, got {options['sample_rate']}"
+        )
     return EncodecModel(
         encoder,
         decoder,
         get_quantizer(quantizer_name, cfg, encoder.dimension),
-        frame_rate=options["sample_rate"] // encoder.hop_length,
+        frame_rate=frame_rate,
         **_select(options, "encodec", EncodecModel),
     )
+
+
+def _get_seanet(cls: type, cfg: Mapping[str, Any], part: str) -> Any:
+    """Encoder or decoder: the common options, and those of the part over them."""
+    options = {**cfg, **(cfg.get(part) or {})}
+    options.pop("encoder", None)
+    options.pop("decoder", None)
+    _check_counts("seanet", options, "lstm", "n_residual_layers")
+    for name in ("activation", "final_activation"):
+        if options.get(name) is not None and options[name] not in _ACTIVATIONS:
+            raise CheckpointError(f"seanet.{name} is no activation of torch.nn: {options[name]!r}")
+    return cls(**_select(options, "seanet", cls))
 
 
 def get_wrapped_compression_model(

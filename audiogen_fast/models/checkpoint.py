@@ -1,41 +1,46 @@
-"""Checkpoints: what a file holds, and how it gets into a model without a copy too many.
+"""Checkpoints: what a file holds, in whichever layout.
 
 Layouts of pickled files: released and legacy (`best_state` and `xp.cfg`), and training
 (`checkpoint.th` with `fsdp_best_state` or `best_state` one level deeper). The package's own format
 is a folder of safetensors with one `config.json`.
 """
 
-import ctypes
 import json
-import mmap
-import sys
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from audiogen_fast.config import Config, parse_config
 from audiogen_fast.errors import CheckpointError
 from audiogen_fast.models.pickled import check_file, load_pickled
-from audiogen_fast.modules.conv import fold_weight_norm
 
 FORMAT = "audiogen_fast"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
-_MADV_DONTNEED = 4
+OWN_FILES = {"lm": "model.safetensors", "compression_model": "compression_model.safetensors"}
+CODEC_FOLDER = "compression_model"
+"""Where the own format has a codec in the format of transformers."""
+
+# The header of the medium model has 80 kB.
+_MAX_HEADER = 2 << 20
+_MAX_JSON = 1 << 20
 
 
 @dataclass
 class Checkpoint:
-    """Configuration and tensors of one model; `pretrained` names a codec kept elsewhere."""
+    """Configuration and tensors of one model."""
 
     source: Path
     cfg: Config
     state: Mapping[str, Tensor]
     pretrained: str | None = None
+    """Name or folder of a codec kept elsewhere; there is no state then."""
+    mapped: bool = False
+    """The tensors are views of a file, whose pages may be dropped: they come back when read."""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -45,52 +50,85 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: see `load_pickled`; or neither weights nor a configuration in it.
     """
     path = Path(path)
+    if re.search(r"\.th\.\d+$", path.name):
+        raise CheckpointError(
+            f"{path}: is one part of a training state split over processes; the whole model is in "
+            f"the one without a number, {path.stem}"
+        )
     package = load_pickled(path)
     if not isinstance(package, dict):
         raise CheckpointError(f"{path}: holds a {type(package).__name__}, expected a dictionary")
-    cfg = package.get("xp.cfg")
-    if cfg is None:
-        raise CheckpointError(
-            f"{path}: has no configuration 'xp.cfg'; its keys are {sorted(map(str, package))}"
-        )
-    try:
-        cfg = parse_config(cfg)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
     pretrained = package.get("pretrained")
     if isinstance(pretrained, str):
-        return Checkpoint(path, cfg, {}, pretrained)
-    return Checkpoint(path, cfg, _find_state(path, package))
+        return Checkpoint(path, Config(), {}, pretrained)
+    if package.get("xp.cfg") is None:
+        raise CheckpointError(
+            f"{path}: has no configuration 'xp.cfg'; its keys are {_keys(package)}"
+        )
+    cfg = _read_config(path, package["xp.cfg"])
+    state = _find_state(path, package)
+    _check_stored(path, state)
+    return Checkpoint(path, cfg, state, mapped=True)
 
 
-def _find_state(path: Path, package: dict[str, Any]) -> dict[str, Tensor]:
+def _keys(package: Mapping) -> list[str]:
+    return sorted(str(key)[:100] for key in package)[:20]
+
+
+def _read_config(path: Path, source: Any) -> Config:
+    try:
+        return parse_config(source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _find_state(path: Path, package: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of the best model, wherever the layout keeps them."""
-    candidates = [
-        (package.get("fsdp_best_state") or {}).get("model"),
-        (package.get("best_state") or {}).get("model"),
-        package.get("best_state"),
-        package.get("model"),
-    ]
-    for state in candidates:
-        if not isinstance(state, dict) or not state:
+    outer = [package.get(key) for key in ("fsdp_best_state", "best_state")]
+    inner = [state.get("model") for state in outer if isinstance(state, dict)]
+    for state in (*inner, package.get("best_state"), package.get("model")):
+        if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
             continue
-        wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
-        if wrong:
-            raise CheckpointError(f"{path}: {wrong[0]!r} is not a tensor")
+        for name, value in state.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor):
+                raise CheckpointError(f"{path}: {str(name)[:100]!r} is not the name of a tensor")
         return state
-    raise CheckpointError(f"{path}: holds no weights; its keys are {sorted(map(str, package))}")
+    raise CheckpointError(f"{path}: holds no weights; its keys are {_keys(package)}")
+
+
+def _check_stored(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that claim more than is stored: steps of zero repeat a number for free."""
+    total, size = 0, path.stat().st_size
+    for name, tensor in state.items():
+        claimed = tensor.numel() * tensor.element_size()
+        stored = tensor.untyped_storage().nbytes()
+        if claimed > stored:
+            raise CheckpointError(f"{path}: {name} claims {claimed} bytes, {stored} are stored")
+        total += claimed
+    if total > 2 * size:  # tied tensors, which share what is stored, come in pairs
+        raise CheckpointError(f"{path}: its tensors claim {total} bytes, the file has {size}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The dictionary in a small JSON file; raises `CheckpointError` for anything else."""
+    size = check_file(path)
+    if size > _MAX_JSON:
+        raise CheckpointError(f"{path}: has {size} bytes, the limit is {_MAX_JSON}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dictionary")
+    return content
 
 
 def read_own_format(folder: str | Path, part: str) -> Checkpoint:
     """Read `part` (`lm` or `compression_model`) of a folder written by `save_pretrained`."""
     folder = Path(folder)
     path = folder / CONFIG_FILE
-    check_file(path)
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    config = read_json(path)
+    if config.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a configuration of {FORMAT}")
     if config.get("version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -99,125 +137,33 @@ def read_own_format(folder: str | Path, part: str) -> Checkpoint:
         )
     if part not in config:
         raise CheckpointError(f"{path}: has no part {part!r}")
-    pretrained = config.get(f"{part}_pretrained")
-    if isinstance(pretrained, str):
-        return Checkpoint(folder, parse_config(config[part]), {}, pretrained)
+    cfg = _read_config(path, config[part])
+    if cfg.get("pretrained") == CODEC_FOLDER:
+        return Checkpoint(path, Config(), {}, str(folder / CODEC_FOLDER))
     file = folder / OWN_FILES[part]
-    return Checkpoint(file, parse_config(config[part]), read_safetensors(file))
-
-
-OWN_FILES = {"lm": "model.safetensors", "compression_model": "compression_model.safetensors"}
+    return Checkpoint(file, cfg, read_safetensors(file), mapped=True)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, mapped from it."""
-    from safetensors import SafetensorError, safe_open
+    """All tensors of a safetensors file, mapped from it.
+
+    Raises:
+        CheckpointError: missing, truncated, or with a header that is wrong or too large.
+    """
+    from safetensors import safe_open
 
     size = check_file(path)
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    if size < 8 or header > size - 8:
+    if header > min(_MAX_HEADER, size - 8):
         raise CheckpointError(
-            f"{path}: truncated: its header claims {header} bytes, the file has {size}"
+            f"{path}: truncated or damaged: its header claims {header} bytes, the file has {size} "
+            f"and the limit is {_MAX_HEADER}"
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # an error class of its own, and what torch raises
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def load_state(
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Give a model built on the meta device the checkpoint's tensors.
-
-    Tensors that already have the wanted dtype and device stay mapped from the file; others are
-    converted one by one, and the pages read for them are handed back, so the peak is the result
-    and one tensor.
-
-    Raises:
-        CheckpointError: listing every missing, unexpected and misshapen tensor.
-    """
-    state = _canonical(checkpoint.state)
-    wanted = dict(model.state_dict(keep_vars=True))
-    _compare(checkpoint.source, wanted, state)
-    for name, target in wanted.items():
-        source = state[name]
-        tensor = source.to(device=device, dtype=dtype if source.is_floating_point() else None)
-        if tensor is not source:
-            _release_pages(source)
-        _assign(model, name, target, tensor)
-
-
-def load_codec_state(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> None:
-    """`load_state` in float32, with the weight norm folded into plain weights."""
-    load_state(model, checkpoint, device, torch.float32)
-    fold_weight_norm(model.eval())  # in training mode a spectral norm would refine its estimate
-
-
-# Older names of normalised convolution weights -> those of torch's parametrizations.
-_WEIGHT_NORM = {
-    "weight_g": "parametrizations.weight.original0",
-    "weight_v": "parametrizations.weight.original1",
-}
-_SPECTRAL_NORM = {
-    "weight_orig": "parametrizations.weight.original",
-    "weight_u": "parametrizations.weight.0._u",
-    "weight_v": "parametrizations.weight.0._v",
-}
-
-
-def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensor names as this package's modules spell them."""
-    renamed = {}
-    for name, tensor in state.items():
-        if ".rope." in f".{name}":
-            continue  # tables of rotary positions are computed, not loaded
-        prefix, _, leaf = name.rpartition(".")
-        spectral = f"{prefix}.weight_orig" in state
-        leaf = (_SPECTRAL_NORM if spectral else _WEIGHT_NORM).get(leaf, leaf)
-        name = f"{prefix}.{leaf}".replace("_fsdp_wrapped_module.", "").replace(".mha.", ".")
-        renamed[name.removeprefix(".")] = tensor
-    return renamed
-
-
-def _compare(source: Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    problems = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted.keys() - state]
-    problems += [f"unexpected: {name} {tuple(state[name].shape)}" for name in state.keys() - wanted]
-    problems += [
-        f"wrong shape: {name} is {tuple(state[name].shape)}, "
-        f"the configuration says {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if problems:
-        listing = "\n  ".join(sorted(problems))
-        raise CheckpointError(
-            f"{source}: does not fit its configuration, {len(problems)} problems:\n  {listing}"
-        )
-
-
-def _assign(model: nn.Module, name: str, target: Tensor, tensor: Tensor) -> None:
-    *path, leaf = name.split(".")
-    owner = model.get_submodule(".".join(path))
-    if isinstance(target, nn.Parameter):
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=target.requires_grad)
-    else:
-        owner._buffers[leaf] = tensor
-
-
-def _release_pages(tensor: Tensor) -> None:
-    """Let the kernel drop the file pages behind a mapped tensor that has been copied."""
-    if not sys.platform.startswith("linux"):
-        return
-    start = tensor.data_ptr()
-    end = start + tensor.numel() * tensor.element_size()
-    start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = end // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > start:
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)

@@ -15,9 +15,8 @@ class HFEncodecCompressionModel(CompressionModel):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        bits = math.log2(self.cardinality)
         self.possible_num_codebooks = [
-            round(bandwidth * 1000 / (self.frame_rate * bits))
+            model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
             for bandwidth in model.config.target_bandwidths
         ]
         self._num_codebooks = max(self.possible_num_codebooks)
@@ -33,8 +32,7 @@ class HFEncodecCompressionModel(CompressionModel):
         return codes[0], scales[0]
 
     def decode(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
-        scales = [None] if scale is None else scale
-        return self.model.decode(codes[None], scales, return_dict=False)[0]
+        return self.model.decode(codes[None], [scale], return_dict=False)[0]
 
     def decode_latent(self, codes: Tensor) -> Tensor:
         return self.model.quantizer.decode(codes.transpose(0, 1))

@@ -3,15 +3,32 @@
 import hashlib
 import os
 import re
+import shutil
+import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from audiogen_fast.errors import CheckpointError
 
 _SUFFIXES = (".bin", ".th", ".pt", ".safetensors")
 # torch.hub's convention: the name ends in the first digits of the file's SHA-256.
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
+# A text encoder or codec in the format of transformers; a URL cannot tell what lies there.
+_FOLDER_FILES = (
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+)
+# Stores that do not let strangers list answer 403 for what they do not have.
+_ABSENT = (403, 404, 410)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,99 +49,164 @@ class HubOptions:
         return None if not chosen else str(chosen)
 
 
-def is_url(name: str) -> bool:
-    return name.startswith(("https://", "http://"))
+def surroundings(name: str | Path) -> str:
+    """The folder or URL around a file; any other name as it is."""
+    place = Place(name, HubOptions())
+    return place.base if place.given else place.name
 
 
-def find_file(name: str, filename: str, options: HubOptions) -> Path | None:
-    """The local path of `filename` of the model `name`, downloaded if need be.
+class Place:
+    """A place with the files of one model, which are downloaded as they are asked for.
 
     Args:
-        name: a file (used as it is), a folder, a URL of either, or a hub id.
-    Returns:
-        The path, or None if the place exists but has no such file.
-    Raises:
-        CheckpointError: the place itself cannot be reached or does not exist.
+        name: a file, a folder, a URL of either, or the id of a hub repository.
+    Attributes:
+        base: the folder, the URL of one, or the id.
+        given: the file's name, if `name` is that of a file.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        return path / filename if (path / filename).is_file() else None
-    if is_url(name):
-        url = name if name.endswith(_SUFFIXES) else f"{name.rstrip('/')}/{filename}"
-        return _download(url, options)
-    return _from_hub(name, filename, options)
 
+    def __init__(self, name: str | Path, options: HubOptions):
+        self.name = self.base = str(name)
+        self.given: str | None = None
+        self.options = options
+        self._offline = options.local_files_only
+        self._reason = ""
+        self._query = ""
+        if self.name.startswith(("https://", "http://")):
+            self._kind = "url"
+            url = urlsplit(self.name)
+            self._query = f"?{url.query}" if url.query else ""
+            self.base = url._replace(query="", fragment="").geturl().rstrip("/")
+            if url.path.endswith(_SUFFIXES):
+                self.base, _, self.given = self.base.rpartition("/")
+        elif os.path.exists(self.name):
+            self._kind = "folder"
+            if os.path.isfile(self.name):
+                path = Path(self.name)
+                self.base, self.given = str(path.parent), path.name
+        else:
+            self._kind = "hub"
 
-def find_folder(name: str, subfolder: str, options: HubOptions) -> Path | None:
-    """A folder inside the model `name` (such as its text encoder), or None."""
-    path = Path(name)
-    if path.exists():
-        folder = path if path.is_dir() else path.parent
-        return folder / subfolder if (folder / subfolder).is_dir() else None
-    if is_url(name) or _from_hub(name, f"{subfolder}/config.json", options) is None:
-        return None
-    from huggingface_hub import snapshot_download
+    def file(self, filename: str) -> Path | None:
+        """The local path of a file, or None if the place has no such file.
 
-    snapshot = snapshot_download(
-        name,
-        revision=options.revision,
-        cache_dir=options.cache,
-        local_files_only=options.local_files_only,
-        allow_patterns=[f"{subfolder}/*"],
-    )
-    return Path(snapshot) / subfolder
+        Raises:
+            CheckpointError: the place itself does not exist, or a download fails.
+        """
+        if self._kind == "folder":
+            path = Path(self.base, filename)
+            return path if path.is_file() else None
+        return self._from_url(filename) if self._kind == "url" else self._from_hub(filename)
 
+    def folder(self, subfolder: str) -> Path | None:
+        """The local path of a folder in the format of transformers, or None."""
+        config = self.file(f"{subfolder}/config.json")
+        if config is None:
+            return None
+        if self._kind == "url":
+            for filename in _FOLDER_FILES:
+                self.file(f"{subfolder}/{filename}")
+        elif self._kind == "hub":
+            self._snapshot(subfolder)
+        return config.parent
 
-def _from_hub(name: str, filename: str, options: HubOptions) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    def lacks(self, filenames: Iterable[str]) -> CheckpointError:
+        """The error that says so."""
+        names = ", ".join(filenames)
+        return CheckpointError(f"{self.name}: holds none of {names}{self._reason}")
 
-    try:
-        return Path(
-            hf_hub_download(
-                name,
-                filename,
-                revision=options.revision,
-                cache_dir=options.cache,
-                local_files_only=options.local_files_only,
-                library_name="audiogen_fast",
-            )
+    def _from_hub(self, filename: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HFValidationError,
+            LocalEntryNotFoundError,
         )
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{name}: {filename} is not in the cache and the hub cannot be reached or may not be "
-            f"used: {error}"
-        ) from error
-    except EntryNotFoundError:
-        return None
-    except HFValidationError as error:
-        raise CheckpointError(
-            f"{name!r} is neither a file, a folder, a URL nor the id of a hub repository"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: cannot get {filename} from the hub: {error}") from error
 
+        try:
+            return Path(hf_hub_download(self.name, filename, **self._hub_options()))
+        except LocalEntryNotFoundError as error:
+            # The cache may still have others, and no host is waited for twice.
+            self._offline = True
+            self._reason = f" in the cache, and the hub cannot be reached or may not be: {error}"
+            return None
+        except EntryNotFoundError:
+            return None
+        except HFValidationError as error:
+            raise CheckpointError(
+                f"{self.name!r} is neither a file, a folder, a URL nor the id of a hub repository"
+            ) from error
+        except Exception as error:  # also those of the client's transport, whichever that is
+            raise CheckpointError(
+                f"{self.name}: cannot get {filename} from the hub: {error}"
+            ) from error
 
-def _download(url: str, options: HubOptions) -> Path:
-    import torch
+    def _snapshot(self, subfolder: str) -> None:
+        from huggingface_hub import snapshot_download
 
-    folder = Path(options.cache or Path(torch.hub.get_dir()) / "audiogen_fast")
-    # One folder per address, as every model has files of the same names.
-    target = folder / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[1]
-    if target.is_file():
+        try:
+            snapshot_download(self.name, allow_patterns=[f"{subfolder}/*"], **self._hub_options())
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.name}: cannot get {subfolder} from the hub: {error}"
+            ) from error
+
+    def _hub_options(self) -> dict:
+        return {
+            "revision": self.options.revision,
+            "cache_dir": self.options.cache,
+            "local_files_only": self._offline,
+            "library_name": "audiogen_fast",
+        }
+
+    def _from_url(self, filename: str) -> Path | None:
+        import torch
+
+        folder = Path(self.options.cache or Path(torch.hub.get_dir()) / "audiogen_fast")
+        # One folder per address, as every model has files of the same names.
+        digest = hashlib.sha256((self.base + self._query).encode()).hexdigest()[:16]
+        target = folder / digest / filename
+        if target.is_file():
+            return target
+        if self._offline:
+            self._reason = f" in the cache {target.parent}, and nothing may be downloaded"
+            return None
+        url = f"{self.base}/{filename}{self._query}"
+        try:
+            _download(url, target)
+        except HTTPError as error:
+            if error.code not in _ABSENT:
+                raise CheckpointError(f"{url}: cannot be downloaded: {error}") from error
+            self._reason = f" ({error})"
+            return None
+        except (OSError, HTTPException, ValueError) as error:
+            raise CheckpointError(f"{url}: cannot be downloaded: {error}") from error
         return target
-    if options.local_files_only:
-        raise CheckpointError(f"{url}: is not in the cache {folder} and may not be downloaded")
+
+
+def _download(url: str, target: Path) -> None:
+    """Download to `target`: all of it, with the right hash if the name has one, or nothing."""
+    from tqdm import tqdm
+
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest = _HASH_IN_NAME.search(target.name)
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    request = Request(url, headers={"User-Agent": "audiogen_fast"})
     try:
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=digest and digest[1])
-    except (URLError, OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{url}: cannot be downloaded: {error}") from error
-    return target
+        with urlopen(request, timeout=60) as response, open(partial, "wb") as file:
+            length = response.headers.get("Content-Length")
+            # disable=None: no bar unless it goes to a terminal
+            bar = {"desc": target.name, "unit": "B", "unit_scale": True, "disable": None}
+            with tqdm.wrapattr(response, "read", int(length or 0), **bar) as body:
+                shutil.copyfileobj(body, file, 1 << 20)
+        size = partial.stat().st_size
+        if length is not None and size != int(length):
+            raise ValueError(f"the connection ended after {size} of {length} bytes")
+        expected = _HASH_IN_NAME.search(target.name)
+        if expected:
+            with open(partial, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if not found.startswith(expected[1]):
+                raise ValueError(f"its hash is {found}, the name says {expected[1]}")
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -150,6 +150,9 @@ class LMModel(nn.Module):
             condition_tensors = self.encode_conditions(
                 self.att_dropout(self.cfg_dropout(conditions))
             )
+        for name, (vectors, _) in condition_tensors.items():
+            rows = vectors.shape[0]
+            check(rows == B, f"conditions must have {B} rows, got {rows} for {name!r}")
         x = self.fuser.fuse_input(self.embed(sequence), condition_tensors)
         cross = self.fuser.cross_input(condition_tensors)
         hidden = self.transformer(x, None if cross is None else cross[0])

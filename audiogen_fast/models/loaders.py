@@ -1,33 +1,34 @@
-"""Loading and saving models: from any place and layout to modules ready for inference."""
+"""Loading models: from any place and layout to modules ready for inference."""
 
-import json
-import os
-import shutil
-import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from audiogen_fast.config import Config
+from audiogen_fast.config import Config, to_yaml
 from audiogen_fast.errors import CheckpointError, InvalidInputError
 from audiogen_fast.models import builders
 from audiogen_fast.models.checkpoint import (
+    CODEC_FOLDER,
     CONFIG_FILE,
     FORMAT,
-    FORMAT_VERSION,
     OWN_FILES,
     Checkpoint,
-    load_codec_state,
-    load_state,
     read_checkpoint,
+    read_json,
     read_own_format,
 )
 from audiogen_fast.models.encodec import CompressionModel, EncodecModel
-from audiogen_fast.models.hub import HubOptions, find_file, find_folder
+from audiogen_fast.models.hub import HubOptions, Place
 from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.weights import load_codec_state, load_state
 from audiogen_fast.modules.text_conditioners import T5Conditioner
 
-_RELEASED_FILES = {"lm": "state_dict.bin", "compression_model": "compression_state_dict.bin"}
+_FILES = {
+    "lm": ("state_dict.bin", "checkpoint.th"),
+    "compression_model": ("compression_state_dict.bin",),
+}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -47,28 +48,6 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
     return found
 
 
-def _read(name: str | Path, part: str, options: HubOptions) -> Checkpoint:
-    """The checkpoint of `part` at `name`, in whichever layout is there."""
-    name = str(name)
-    path = Path(name)
-    if path.is_file() and part == "compression_model":
-        # A file that is given for the whole model is the language model; its codec lies beside.
-        beside = path.parent / _RELEASED_FILES[part]
-        path = beside if beside.is_file() else path
-    if path.is_file():
-        return read_checkpoint(path)
-    released = find_file(name, _RELEASED_FILES[part], options)
-    if released is not None:
-        return read_checkpoint(released)
-    config = find_file(name, CONFIG_FILE, options)
-    if config is None:
-        wanted = f"{_RELEASED_FILES[part]!r}, or {CONFIG_FILE!r} with {OWN_FILES[part]!r}"
-        raise CheckpointError(f"{name}: holds none of {wanted}")
-    if not path.is_dir():
-        find_file(name, OWN_FILES[part], options)  # into the same folder of the cache
-    return read_own_format(config.parent, part)
-
-
 def load_lm_model(
     file_or_url_or_id: str | Path,
     device: torch.device | str = "cpu",
@@ -81,7 +60,7 @@ def load_lm_model(
     """Load a language model, in evaluation mode, with its configuration as `.cfg`.
 
     Args:
-        file_or_url_or_id: see `audiogen_fast.models.hub.find_file`.
+        file_or_url_or_id: see `audiogen_fast.models.hub.Place`.
         device, dtype: where and how to hold the weights; see `resolve_dtype`.
         cache_dir, revision, local_files_only: see `HubOptions`.
     Raises:
@@ -89,41 +68,16 @@ def load_lm_model(
     """
     options = HubOptions(revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
     device = torch.device(device)
+    dtype = resolve_dtype(dtype, device)
     checkpoint = _read(file_or_url_or_id, "lm", options)
-    encoders = _text_encoders(str(file_or_url_or_id), checkpoint.cfg, options)
-    with torch.device("meta"):
-        model = _build(
-            checkpoint, builders.get_lm_model, encoders, local_files_only=local_files_only
-        )
+    encoders = _text_encoders(Place(file_or_url_or_id, options), checkpoint.cfg)
+    model: LMModel = _build(checkpoint, builders.get_lm_model, encoders, local_files_only)
     for conditioner in model.condition_provider.conditioners.values():
         if isinstance(conditioner, T5Conditioner):
-            conditioner.load()
-    load_state(model, checkpoint, device, resolve_dtype(dtype, device))
+            _load_encoder(conditioner)
+    load_state(model, checkpoint, device, dtype)
     model.cfg = checkpoint.cfg
     return model.eval()
-
-
-def _text_encoders(name: str, cfg: Config, options: HubOptions) -> Path | None:
-    """The folder beside the checkpoint that holds its text encoder, if one does."""
-    for conditioner in (cfg.get("conditioners") or {}).values():
-        t5 = conditioner.get("t5") if isinstance(conditioner, dict) else None
-        if not t5 or not isinstance(t5.get("name"), str):
-            continue
-        for subfolder in dict.fromkeys((t5["name"], t5["name"].split("/")[-1])):
-            found = find_folder(name, subfolder, options)
-            if found is not None:
-                return found.parents[subfolder.count("/")]
-    return None
-
-
-def _build(checkpoint: Checkpoint, builder, *args, **kwargs):
-    try:
-        return builder(checkpoint.cfg, *args, **kwargs)
-    except (KeyError, TypeError, AttributeError, InvalidInputError) as error:
-        detail = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(
-            f"{checkpoint.source}: its configuration cannot be built: {detail}"
-        ) from error
 
 
 def load_compression_model(
@@ -136,84 +90,140 @@ def load_compression_model(
 ) -> CompressionModel:
     """Load a codec, in evaluation mode and float32; arguments as for `load_lm_model`."""
     options = HubOptions(revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+    device = torch.device(device)
     checkpoint = _read(file_or_url_or_id, "compression_model", options)
     if checkpoint.pretrained is not None:
         return get_pretrained_compression_model(checkpoint.pretrained, device, options)
-    with torch.device("meta"):
-        model: EncodecModel = _build(checkpoint, builders.get_compression_model)
-    load_codec_state(model, checkpoint, torch.device(device))
+    model: EncodecModel = _build(checkpoint, builders.get_compression_model)
+    load_codec_state(model, checkpoint, device)
     model.cfg = checkpoint.cfg
-    return model.eval()
+    return model
+
+
+def load_lm_model_ckpt(
+    file_or_url_or_id: str | Path, cache_dir: str | Path | None = None
+) -> dict[str, Any]:
+    """What a language model's checkpoint holds: tensors `best_state` and YAML text `xp.cfg`."""
+    return _package(_read(file_or_url_or_id, "lm", HubOptions(cache_dir=cache_dir)))
+
+
+def load_compression_model_ckpt(
+    file_or_url_or_id: str | Path, cache_dir: str | Path | None = None
+) -> dict[str, Any]:
+    """The same of a codec's, or the name `pretrained` of one kept elsewhere."""
+    return _package(_read(file_or_url_or_id, "compression_model", HubOptions(cache_dir=cache_dir)))
+
+
+def _package(checkpoint: Checkpoint) -> dict[str, Any]:
+    if checkpoint.pretrained is not None:
+        return {"pretrained": checkpoint.pretrained}
+    return {"best_state": dict(checkpoint.state), "xp.cfg": to_yaml(checkpoint.cfg)}
+
+
+def stored_dtype(file_or_url_or_id: str | Path, options: HubOptions | None = None) -> torch.dtype:
+    """The dtype that most of a stored language model has; only headers are read."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in _read(file_or_url_or_id, "lm", options or HubOptions()).state.values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    return max(counts, key=counts.__getitem__)
 
 
 def get_pretrained_compression_model(
     name: str | Path, device: torch.device | str = "cpu", options: HubOptions | None = None
 ) -> CompressionModel:
-    """A codec by name: `debug_compression_model`, a checkpoint, or an EnCodec hub id."""
+    """A codec by name: `debug_compression_model`, a checkpoint, or an EnCodec of transformers.
+
+    Args:
+        name: a file, a folder in any layout or in the format of transformers, or, of the latter,
+            a hub id.
+    """
+    options = options or HubOptions()
     if str(name) == "debug_compression_model":
         return builders.get_debug_compression_model(device)
     if str(name) in ("dac_44khz", "dac_24khz"):
         raise CheckpointError(f"the codec {name!r} (DAC) is not supported; EnCodec is")
-    if Path(name).exists():
+    config = Path(name, CONFIG_FILE)
+    in_transformers = config.is_file() and read_json(config).get("model_type") == "encodec"
+    if Path(name).exists() and not in_transformers:
         return load_compression_model(name, device)
     from transformers import EncodecModel as TransformersEncodec
 
     from audiogen_fast.models.hf_encodec import HFEncodecCompressionModel
 
-    options = options or HubOptions()
     try:
-        model = TransformersEncodec.from_pretrained(
-            str(name), local_files_only=options.local_files_only, cache_dir=options.cache
+        model, found = TransformersEncodec.from_pretrained(
+            str(name),
+            dtype=torch.float32,
+            local_files_only=options.local_files_only,
+            cache_dir=options.cache,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+        codec = HFEncodecCompressionModel(model)
+    except Exception as error:  # damaged files raise errors of many libraries
         raise CheckpointError(f"cannot load the codec {str(name)!r}: {error}") from error
-    wrapped = HFEncodecCompressionModel(model).to(device).eval()
-    wrapped.pretrained_name = str(name)
-    return wrapped
+    if found["missing_keys"]:
+        raise CheckpointError(f"{name}: lacks the tensors {sorted(found['missing_keys'])}")
+    return codec.to(device).eval()
 
 
-def save_pretrained(folder: str | Path, lm: LMModel, compression_model: CompressionModel) -> Path:
-    """Write both models, their configurations and the text encoder to `folder`.
+def _read(name: str | Path, part: str, options: HubOptions) -> Checkpoint:
+    """The checkpoint of `part` at `name`, in whichever layout is there."""
+    place = Place(name, options)
+    if place.given and not place.given.endswith(".safetensors"):
+        path = place.file(place.given)
+        if path is None:
+            raise place.lacks([place.given])
+        return read_checkpoint(path)
+    # The own format first: who saved a model into the folder of another wants that one.
+    config = place.file(CONFIG_FILE)
+    if config is not None and read_json(config).get("format") == FORMAT:
+        if place.file(OWN_FILES[part]) is None:
+            place.folder(CODEC_FOLDER)
+        return read_own_format(config.parent, part)
+    for filename in _FILES[part]:
+        path = place.file(filename)
+        if path is not None:
+            return read_checkpoint(path)
+    raise place.lacks([*_FILES[part], f"{CONFIG_FILE} with {OWN_FILES[part]}"])
 
-    The result loads by memory map and needs nothing from the network. Everything is written
-    beside and renamed, so an interrupted or failed save leaves no half model behind.
 
-    Raises:
-        InvalidInputError: a model was not loaded from a checkpoint, so its configuration is
-            unknown; or `folder` exists and is not a folder.
-    """
-    from safetensors.torch import save_file
+def _text_encoders(place: Place, cfg: Config) -> Path | None:
+    """The folder beside the checkpoint that holds its text encoder, if one does."""
+    for name in _encoder_names(cfg):
+        for subfolder in dict.fromkeys((name, name.split("/")[-1])):
+            found = place.folder(subfolder)
+            if found is not None:
+                return found.parents[subfolder.count("/")]
+    return None
 
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InvalidInputError(f"folder must be a folder or not exist, got the file {folder}")
-    inner = getattr(compression_model, "model", compression_model)  # under a stereo wrapper
-    codec = compression_model if isinstance(compression_model, EncodecModel) else inner
-    config = {"format": FORMAT, "version": FORMAT_VERSION}
-    for part, model in (("lm", lm), ("compression_model", codec)):
-        pretrained = getattr(model, "pretrained_name", None)
-        if pretrained is not None:
-            config |= {part: {}, f"{part}_pretrained": pretrained}
-        elif getattr(model, "cfg", None) is None:
-            raise InvalidInputError(f"{part} has no configuration (.cfg), so it cannot be saved")
-        else:
-            config[part] = model.cfg
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        staged = Path(temporary)
-        for part, model in (("lm", lm), ("compression_model", codec)):
-            if f"{part}_pretrained" not in config:
-                tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
-                save_file(tensors, staged / OWN_FILES[part], metadata={"format": "pt"})
-        for conditioner in lm.condition_provider.conditioners.values():
-            if isinstance(conditioner, T5Conditioner):
-                conditioner.save_encoder(staged / conditioner.name)
-        # The configuration last: without it the folder is not a model yet.
-        (staged / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        names = sorted(os.listdir(staged), key=lambda name: name == CONFIG_FILE)
-        for name in names:
-            target = folder / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(staged / name, target)
-    return folder
+
+def _encoder_names(cfg: Config) -> Iterator[str]:
+    conditioners = cfg.get("conditioners")
+    for conditioner in conditioners.values() if isinstance(conditioners, dict) else ():
+        options = conditioner.get("t5") if isinstance(conditioner, dict) else None
+        name = options.get("name") if isinstance(options, dict) else None
+        if isinstance(name, str) and name in T5Conditioner.DIMS:
+            yield name
+
+
+def _build(checkpoint: Checkpoint, builder: Callable, *args: Any) -> Any:
+    """What the builder makes of the configuration, without memory for weights."""
+    try:
+        with torch.device("meta"):
+            return builder(checkpoint.cfg, *args)
+    except Exception as error:  # a configuration is data: anything in it may be wrong
+        detail = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{checkpoint.source}: its configuration cannot be used: {detail}"
+        ) from error
+
+
+def _load_encoder(conditioner: T5Conditioner) -> None:
+    try:
+        conditioner.load()
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged files raise errors of many libraries
+        raise CheckpointError(
+            f"cannot load the text encoder {conditioner.source!r}: {error}"
+        ) from error

@@ -27,10 +27,10 @@ def _context(layers: Sequence[nn.Module]) -> tuple[int, int]:
                 before = after = max(before, after)
             left, right = left + before / rate, right + after / rate
         elif isinstance(layer, StreamableConvTranspose1d):
-            # A trimmed output sample lies up to kernel / stride inputs from what made it.
-            reach = math.ceil(layer.kernel_size / layer.stride) / rate
-            left, right = left + reach, right + reach
+            # Output i comes from the inputs n with n * stride <= i + cut < n * stride + kernel.
             rate *= layer.stride
+            cut, _ = layer.trimming
+            left, right = left + (layer.kernel_size - 1 - cut) / rate, right + cut / rate
         elif isinstance(layer, SEANetResnetBlock):
             block_left, block_right = _context(list(layer.block))
             left, right = left + block_left / rate, right + block_right / rate
@@ -51,9 +51,12 @@ class _Windowed:
         self.first = 0
         self.emitted = 0
 
-    def push(self, frames: Tensor, last: bool) -> Tensor | None:
+    def push(self, frames: Tensor | None, last: bool) -> Tensor | None:
         """Output of all frames whose context is complete, or None if there is none."""
-        held = frames if self.buffer is None else torch.cat([self.buffer, frames], dim=-1)
+        parts = [part for part in (self.buffer, frames) if part is not None]
+        if not parts:
+            return None
+        held = torch.cat(parts, dim=-1)
         end = self.first + held.shape[-1]
         ready = end if last else max(self.emitted, end - self.right)
         out = None
@@ -109,9 +112,7 @@ class StreamingDecoder:
             return self.model.decode(torch.cat(self._held, dim=-1)) if last else None
         latents = self.model.decode_latent(codes)
         hidden = self._before.push(latents, last)
-        if hidden is None:
-            return None
-        if self._lstm is not None:
+        if hidden is not None and self._lstm is not None:
             hidden, self._state = self._lstm.step(hidden, self._state)
         return self._after.push(hidden, last)
 

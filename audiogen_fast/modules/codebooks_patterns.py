@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from audiogen_fast.errors import check
@@ -52,6 +53,10 @@ class Pattern:
             codebooks = [coord.q for coord in coords]
             check(len(set(codebooks)) == len(codebooks), f"step {step} holds one codebook twice")
             for coord in coords:
+                check(
+                    0 <= coord.q < self.n_q,
+                    f"step {step} holds codebook {coord.q}, but there are only {self.n_q}",
+                )
                 check(
                     coord.t >= latest[coord.q],
                     f"codebook {coord.q} goes back in time at step {step}",
@@ -184,8 +189,7 @@ class Pattern:
 
 def _gather(flat: Tensor, index: Tensor, fill: float) -> Tensor:
     """`flat[..., index]`, where the index one past the end stands for `fill`."""
-    padded = torch.cat([flat, torch.full_like(flat[..., :1], fill)], dim=-1)
-    return padded[..., index]
+    return F.pad(flat, (0, 1), value=fill)[..., index]
 
 
 class CodebooksPatternProvider(ABC):
@@ -202,6 +206,7 @@ class CodebooksPatternProvider(ABC):
 
     def get_pattern(self, timesteps: int) -> Pattern:
         """The pattern of `timesteps` frames."""
+        check(timesteps >= 0, f"timesteps must not be negative, got {timesteps}")
         return self._cached(timesteps)
 
     def _make_pattern(self, timesteps: int) -> Pattern:
@@ -221,13 +226,13 @@ def _delayed(
     ]
 
 
-def _check_delays(delays: Sequence[int], n: int) -> list[int]:
-    delays = list(delays)
+def _ascending(name: str, values: Sequence[int], n: int) -> list[int]:
+    values = list(values)
     check(
-        len(delays) == n and sorted(delays) == delays,
-        f"delays must be {n} ascending numbers, got {delays}",
+        len(values) == n and sorted(values) == values and all(value >= 0 for value in values),
+        f"{name} must be {n} ascending numbers from 0 on, got {values}",
     )
-    return delays
+    return values
 
 
 class DelayedPatternProvider(CodebooksPatternProvider):
@@ -253,7 +258,7 @@ class DelayedPatternProvider(CodebooksPatternProvider):
         empty_initial: int = 0,
     ):
         super().__init__(n_q)
-        self.delays = _check_delays(range(n_q) if delays is None else delays, n_q)
+        self.delays = _ascending("delays", range(n_q) if delays is None else delays, n_q)
         self.flatten_first, self.empty_initial = flatten_first, empty_initial
 
     def _layout(self, timesteps: int) -> PatternLayout:
@@ -286,8 +291,10 @@ class UnrolledPatternProvider(CodebooksPatternProvider):
         delays: Sequence[int] | None = None,
     ):
         super().__init__(n_q)
-        self.flattening = _check_delays(range(n_q) if flattening is None else flattening, n_q)
-        self.delays = _check_delays([0] * n_q if delays is None else delays, n_q)
+        self.flattening = _ascending(
+            "flattening", range(n_q) if flattening is None else flattening, n_q
+        )
+        self.delays = _ascending("delays", [0] * n_q if delays is None else delays, n_q)
         self._groups: dict[int, tuple[list[int], int]] = {}
         for q, (inner, delay) in enumerate(zip(self.flattening, self.delays, strict=True)):
             codebooks, shared = self._groups.setdefault(inner, ([], delay))
@@ -326,7 +333,7 @@ class CoarseFirstPattern(CodebooksPatternProvider):
 
     def __init__(self, n_q: int, delays: Sequence[int] | None = None):
         super().__init__(n_q)
-        self.delays = _check_delays([0] * (n_q - 1) if delays is None else delays, n_q - 1)
+        self.delays = _ascending("delays", [0] * (n_q - 1) if delays is None else delays, n_q - 1)
 
     def _layout(self, timesteps: int) -> PatternLayout:
         coarse: PatternLayout = [[LayoutCoord(t, 0)] for t in range(timesteps)]

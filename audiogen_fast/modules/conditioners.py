@@ -107,6 +107,10 @@ class ConditioningProvider(nn.Module):
 
     def tokenize(self, samples: Sequence[ConditioningAttributes]) -> dict[str, Any]:
         """Tokens by attribute name: everything that may synchronise with the host."""
+        check(
+            len(samples) > 0 or not self.conditioners,
+            f"conditions must not be empty, the model needs {self.text_conditions}",
+        )
         for index, sample in enumerate(samples):
             missing = [name for name in self.conditioners if name not in sample.text]
             check(not missing, f"conditions[{index}] lacks the text attributes {missing}")

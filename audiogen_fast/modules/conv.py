@@ -42,8 +42,8 @@ def pad1d(
     if left == right == 0:
         return x
     if mode == "constant":
-        # Through four dimensions, where padding keeps a channels-last layout.
-        return F.pad(x.unsqueeze(2), paddings, mode, value).squeeze(2)
+        # With one dimension more, where padding keeps a channels-last layout.
+        return F.pad(x.unsqueeze(-2), paddings, mode, value).squeeze(-2)
     if mode != "reflect":
         return F.pad(x, paddings, mode)
     extra = max(0, max(left, right) - x.shape[-1] + 1)
@@ -227,7 +227,12 @@ class StreamableConvTranspose1d(nn.Module):
         self.causal, self.trim_right_ratio = causal, trim_right_ratio
         self.kernel_size, self.stride = kernel_size, stride
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def trimming(self) -> tuple[int, int]:
+        """Samples cut off on the left and on the right."""
         total = self.kernel_size - self.stride
         right = math.ceil(total * self.trim_right_ratio) if self.causal else total // 2
-        return unpad1d(self.convtr(x), (total - right, right))
+        return total - right, right
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unpad1d(self.convtr(x), self.trimming)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from audiogen_fast.errors import check
+
 
 class KVCache:
     """Keys and values of every layer, allocated once and written at a position tensor.
@@ -33,7 +35,16 @@ class KVCache:
         self._all_positions = torch.arange(capacity, device=device)
 
     def positions(self, n: int) -> Tensor:
-        """int64 `[n]`: where the next n time steps go."""
+        """int64 `[n]`: where the next n time steps go.
+
+        Raises:
+            InvalidInputError: the cache has no room for them.
+        """
+        check(
+            self.length + n <= self.capacity,
+            f"the cache holds {self.capacity} positions, of which {self.length} are filled, "
+            f"got {n} more",
+        )
         return self._all_positions[self.length : self.length + n]
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

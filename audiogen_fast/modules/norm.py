@@ -4,17 +4,50 @@ The residual stream and the norms stay in float32; matrix products run in the dt
 held in. On a GPU that is what the original does with autocast, written out.
 """
 
+import functools
+import re
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
 from audiogen_fast.ops import reference
+from audiogen_fast.ops.dispatch import fast_paths_enabled
+
+
+@functools.cache
+def _swaps_few_rows() -> bool:
+    """Whether this processor multiplies few rows by a large matrix faster the other way round.
+
+    Measured on an AMD EPYC with MKL: `weight @ x.T` reads the weights 2 to 4 times as fast as
+    `x @ weight.T` for 2 to 4 rows. On Intel's own processors the plain form is near the memory's
+    speed already.
+    """
+    try:
+        vendor = re.search(r"vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        return False
+    return vendor is not None and vendor[1] == "AuthenticAMD" and torch.backends.mkl.is_available()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` in the dtype of `weight`."""
-    return F.linear(x.to(weight.dtype), weight, bias)
+    x = x.to(weight.dtype)
+    rows = x.numel() // x.shape[-1]
+    if (
+        2 <= rows <= 4
+        and weight.numel() >= 1 << 20
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and fast_paths_enabled()
+        and _swaps_few_rows()
+    ):
+        out = (weight @ x.reshape(rows, -1).t()).t().contiguous()
+        return (out if bias is None else out + bias).reshape(*x.shape[:-1], -1)
+    return F.linear(x, weight, bias)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -182,7 +182,7 @@ class T5Conditioner(TextConditioner):
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"cannot load the text encoder {self.source!r}: {error}. To use it offline, put a "
-                f"folder {self.name!r} with its config, weights and tokenizer beside the checkpoint."
+                f"folder {self.name!r} with its files beside the checkpoint."
             ) from error
         finally:
             if bars:

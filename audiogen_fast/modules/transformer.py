@@ -268,7 +268,7 @@ class StreamingTransformer(nn.Module):
                 layer_cross = (cross.kv[index], cross.mask)
             elif cross_attention_src is not None:
                 layer_cross = (layer.cross_attention.project_kv(cross_attention_src), None)
-            if self.checkpointing != "none" and self.training:
+            if self.checkpointing != "none" and self.training and cache is None:
                 x = checkpoint(layer, x, layer_cross, use_reentrant=False)
             else:
                 x = layer(x, layer_cross, cache, index)

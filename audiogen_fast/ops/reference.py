@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from audiogen_fast.errors import check
+
 # Philox 4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 _PHILOX_M = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_W = (0x9E3779B9, 0xBB67AE85)
@@ -25,10 +27,13 @@ def sin_embedding(
 
     Args:
         positions: int64 `[...]`.
-        dim: width of the embedding, even.
+        dim: width of the embedding, even and at least 4.
     Returns:
         `[..., dim]` of `dtype`.
+    Raises:
+        InvalidInputError: another width.
     """
+    check(dim % 2 == 0 and dim >= 4, f"dim must be even and at least 4, got {dim}")
     half = dim // 2
     index = torch.arange(half, device=positions.device, dtype=dtype)
     period = torch.full([], max_period, device=positions.device, dtype=dtype)
@@ -76,14 +81,13 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, n_pad: Ten
     """
     real = torch.arange(k.shape[2], device=k.device) < lengths.view(-1, 1, 1, 1)
     scores = _widen(q) @ _widen(k).transpose(-1, -2) / q.shape[-1] ** 0.5
-    scores = scores.masked_fill(~real, float("-inf"))
-    # The zero slots score 0; including 0 in the maximum keeps every exponent at or below 1.
-    top = scores.amax(dim=-1, keepdim=True).clamp(min=0.0)
-    weights = torch.exp(scores - top)
-    pads = n_pad.to(scores.dtype).view(-1, 1, 1, 1) * torch.exp(-top)
+    # Together the zero slots weigh exp(log(n_pad)): one more score, whose value is zero.
+    pads = n_pad.to(scores.dtype).log().view(-1, 1, 1, 1).expand(*scores.shape[:-1], 1)
+    scores = torch.cat([scores.masked_fill(~real, float("-inf")), pads], dim=-1)
+    # Masked once more, because the softmax of a row with nothing at all is NaN.
+    weights = torch.softmax(scores, dim=-1)[..., :-1].masked_fill(~real, 0.0)
     values = _widen(v).masked_fill(~real.transpose(-1, -2), 0.0)
-    total = weights.sum(dim=-1, keepdim=True) + pads
-    out = weights @ values / total.clamp(min=torch.finfo(total.dtype).tiny)
+    out = weights @ values
     return out.to(q.dtype)
 
 
@@ -162,8 +166,11 @@ def filter_top_k(probs: Tensor, k: int) -> Tensor:
 
 
 def filter_top_p(probs: Tensor, p: float) -> Tensor:
-    """Keep the most likely entries up to and including the one that crosses `p`, renormalised."""
-    ordered, order = torch.sort(probs, dim=-1, descending=True)
+    """Keep the most likely entries up to and including the one that crosses `p`, renormalised.
+
+    Of equal entries the first ones are kept.
+    """
+    ordered, order = torch.sort(probs, dim=-1, descending=True, stable=True)
     before = torch.cumsum(ordered, dim=-1) - ordered
     ordered = torch.where(before > p, 0.0, ordered)
     ordered = ordered / ordered.sum(dim=-1, keepdim=True)

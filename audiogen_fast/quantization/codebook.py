@@ -3,6 +3,8 @@
 Learning follows van den Oord et al. 2017 (appendix A.1) and Zeghidour et al. 2021 (SoundStream).
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -31,15 +33,25 @@ def kmeans(samples: Tensor, num_clusters: int, num_iters: int = 10) -> tuple[Ten
     return means, counts
 
 
-def _broadcast(tensors) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give all ranks rank 0's values; does nothing outside a process group."""
     if dist.is_available() and dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
+def _sum_over_ranks(tensors: Iterable[Tensor]) -> None:
+    """Add up each tensor over all ranks, in place; does nothing outside a process group."""
+    if dist.is_available() and dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
 class EuclideanCodebook(nn.Module):
     """Codebook with Euclidean distance.
+
+    In a process group it learns from the batches of all ranks together, so that every rank holds
+    the same codebook; all ranks must then call `forward` equally often.
 
     Args:
         dim, codebook_size: width and number of the vectors.
@@ -87,14 +99,17 @@ class EuclideanCodebook(nn.Module):
         return F.embedding(indices, self.embed)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantise `x` `[B, T, D]`; in training also learn from it. Returns vectors, indices."""
+        """Quantise `x` `[B, T, D]`; in training also learn from it. Returns vectors, indices.
+
+        With `kmeans_init` the very first batch makes the codebook, in training or not.
+        """
         flat = x.detach().reshape(-1, x.shape[-1])
         self._init_from(flat)
         indices = self.encode(x)
         quantized = self.decode(indices)
         if self.training:
-            self._replace_dead_entries(flat)
             self._update_averages(flat, indices.reshape(-1))
+            self._replace_dead_entries(flat)
         return quantized, indices
 
     @torch.no_grad()
@@ -106,7 +121,7 @@ class EuclideanCodebook(nn.Module):
         self.embed_avg.copy_(means)
         self.cluster_size.copy_(counts)
         self.inited.fill_(1.0)
-        _broadcast(self.buffers())
+        broadcast(self.buffers())
 
     @torch.no_grad()
     def _replace_dead_entries(self, flat: Tensor) -> None:
@@ -115,18 +130,19 @@ class EuclideanCodebook(nn.Module):
             return
         fresh = sample_vectors(flat, self.codebook_size)
         # The averages must follow, or the next update would put the dead entry straight back
-        # (the original replaces `embed` alone, which has no effect).
+        # (the original replaces `embed` alone, just before an update, which has no effect).
         floor = torch.full_like(self.cluster_size, self.threshold_ema_dead_code)
         self.cluster_size.copy_(torch.where(dead, floor, self.cluster_size))
         dead = dead.unsqueeze(-1)
         self.embed.copy_(torch.where(dead, fresh, self.embed))
         self.embed_avg.copy_(torch.where(dead, fresh * floor.unsqueeze(-1), self.embed_avg))
-        _broadcast(self.buffers())
+        broadcast(self.buffers())
 
     @torch.no_grad()
     def _update_averages(self, flat: Tensor, indices: Tensor) -> None:
         counts = torch.bincount(indices, minlength=self.codebook_size).to(self.cluster_size)
         sums = torch.zeros_like(self.embed_avg).index_add_(0, indices, flat.to(self.embed_avg))
+        _sum_over_ranks((counts, sums))
         self.cluster_size.lerp_(counts, 1 - self.decay)
         self.embed_avg.lerp_(sums, 1 - self.decay)
         total = self.cluster_size.sum()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from audiogen_fast.errors import check
 from audiogen_fast.ops import dispatch
 from audiogen_fast.quantization.base import BaseQuantizer, QuantizedResult
-from audiogen_fast.quantization.codebook import EuclideanCodebook
+from audiogen_fast.quantization.codebook import EuclideanCodebook, broadcast
 
 
 class VectorQuantization(nn.Module):
@@ -156,7 +156,9 @@ class ResidualVectorQuantizer(BaseQuantizer):
     def forward(self, x: Tensor, frame_rate: float) -> QuantizedResult:
         n_q = self.n_q
         if self.training and self.q_dropout:
-            n_q = int(torch.randint(1, self.n_q + 1, (1,)))
+            drawn = torch.randint(1, self.n_q + 1, (1,), device=x.device)
+            broadcast([drawn])  # or ranks would wait for codebooks that others leave out
+            n_q = int(drawn)
         quantized, codes, losses = self.vq(x, n_q=n_q)
         bandwidth = torch.tensor(n_q * math.log2(self.bins) * frame_rate / 1000).to(x)
         return QuantizedResult(quantized, codes.transpose(0, 1), bandwidth, penalty=losses.mean())

@@ -1,0 +1,247 @@
+"""The native engine: the whole loop of a generation in C++, on a CPU."""
+
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from audiogen_fast._backend import load_native
+from audiogen_fast.errors import InvalidInputError, check
+from audiogen_fast.generation.job import DecodeJob, RowGroup
+from audiogen_fast.models.lm import LMModel
+from audiogen_fast.ops import native
+from audiogen_fast.ops.reference import sin_embedding
+
+FORMATS = ("float32", "bfloat16", "int8", "int4")
+# Steps per call: progress, cancelling and streaming come back this often.
+STEPS_PER_CALL = 8
+
+
+def default_threads() -> int:
+    """`AUDIOGEN_FAST_THREADS`, else what torch uses (which honours `OMP_NUM_THREADS`)."""
+    value = os.environ.get("AUDIOGEN_FAST_THREADS", "")
+    if not value:
+        return torch.get_num_threads()
+    check(
+        value.isdigit() and int(value) > 0,
+        f"AUDIOGEN_FAST_THREADS must be a positive number, got {value!r}",
+    )
+    return int(value)
+
+
+def why_unsupported(lm: LMModel) -> str | None:
+    """None if the native engine can run this model here, else the reason in words."""
+    reason = native.why_unavailable()
+    if reason is not None:
+        return reason
+    if lm.device.type != "cpu":
+        return f"the model is on {lm.device}"
+    transformer, layer = lm.transformer, lm.transformer.layers[0]
+    attention = layer.self_attn
+    needs = {
+        "norm_first": layer.norm_first,
+        "gelu": layer.activation is torch.nn.functional.gelu,
+        "sinusoidal positions": transformer.positional_embedding == "sin",
+        "plain heads": attention.q_layer_norm is None and attention.rope is None,
+        "one key head per query head": attention.kv_heads == attention.num_heads,
+        "an unlimited past": attention.past_context is None,
+        "no layer scale": layer.layer_scale_1 is None,
+        "causal attention": attention.causal,
+        "heads of a multiple of 16": attention.head_dim % 16 == 0,
+        "text by cross-attention only": not any(
+            names for method, names in lm.fuser.fuse2cond.items() if method != "cross"
+        ),
+    }
+    if layer.cross_attention is not None:
+        needs["plain cross-attention heads"] = layer.cross_attention.q_layer_norm is None
+    missing = [name for name, holds in needs.items() if not holds]
+    return f"it needs {', '.join(missing)}" if missing else None
+
+
+class NativeEngine:
+    """Decodes with packed weights in C++; the model's own weights stay where they are.
+
+    Args:
+        lm: a model `why_unsupported` has nothing against.
+        weights: format of the packed weights, one of `FORMATS`. float32 gives the eager engine's
+            codes; the others trade accuracy for speed.
+        kv: format of the caches, float32 or bfloat16.
+        threads: None for `default_threads()`.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        lm: LMModel,
+        weights: str = "float32",
+        kv: str = "float32",
+        threads: int | None = None,
+    ):
+        check(weights in FORMATS, f"weights must be one of {FORMATS}, got {weights!r}")
+        reason = why_unsupported(lm)
+        check(reason is None, f"the native engine cannot run this model: {reason}")
+        self.lm, self.weights, self.kv = lm, weights, kv
+        self.threads = default_threads() if threads is None else threads
+        self._decoder = None
+        self._capacity = (0, 0, 0)  # rows, positions, text tokens
+
+    def decoder(self, rows: int = 1, positions: int = 2, text: int = 0):
+        """The C++ decoder with at least these capacities; the weights are packed only once."""
+        wanted = tuple(map(max, (rows, positions, text), self._capacity))
+        if self._decoder is None:
+            self._decoder = self._build(*wanted)
+        elif wanted != self._capacity:
+            self._decoder.resize(*wanted)
+        if wanted[1] > self._capacity[1]:
+            self._set_positions(wanted[1])
+        self._capacity = wanted
+        return self._decoder
+
+    def _set_positions(self, count: int) -> None:
+        transformer = self.lm.transformer
+        table = sin_embedding(torch.arange(count), self.lm.dim, transformer.max_period)
+        table = (table * transformer.positional_scale).contiguous()
+        self._decoder.set_positions(table.data_ptr(), count)
+
+    def _build(self, rows: int, positions: int, text: int):
+        module, reason = load_native()
+        if module is None:
+            raise InvalidInputError(f"the native engine is not available: {reason}")
+        lm, layers = self.lm, self.lm.transformer.layers
+        config = module.DecoderConfig()
+        config.dim, config.heads = lm.dim, layers[0].self_attn.num_heads
+        config.layers, config.hidden = len(layers), layers[0].linear1.out_features
+        config.card, config.codebooks = lm.card, lm.n_q
+        config.rows, config.positions, config.text = rows, positions, text
+        config.eps = layers[0].norm1.eps
+        config.format, config.kv_format = self.weights, self.kv
+        config.threads = self.threads
+        config.isa = os.environ.get("AUDIOGEN_FAST_ISA", "")
+        try:
+            decoder = module.Decoder(config)
+            self._pack(decoder)
+        except ValueError as error:
+            raise InvalidInputError(str(error)) from error
+        return decoder
+
+    @torch.no_grad()
+    def _pack(self, decoder) -> None:
+        def matrix(name: str, layer: int, weight: Tensor, bias: Tensor | None) -> None:
+            weight = _floats(weight)
+            bias = None if bias is None else _floats(bias)
+            address = 0 if bias is None else bias.data_ptr()
+            decoder.set_matrix(name, layer, weight.data_ptr(), *weight.shape, address)
+
+        def norm(name: str, layer: int, module: torch.nn.LayerNorm) -> None:
+            weight, bias = _floats(module.weight), _floats(module.bias)
+            decoder.set_norm(name, layer, weight.data_ptr(), bias.data_ptr())
+
+        lm, dim = self.lm, self.lm.dim
+        for index, layer in enumerate(lm.transformer.layers):
+            own = layer.self_attn
+            matrix("qkv", index, own.in_proj_weight, own.in_proj_bias)
+            matrix("out", index, own.out_proj.weight, own.out_proj.bias)
+            matrix("ff1", index, layer.linear1.weight, layer.linear1.bias)
+            matrix("ff2", index, layer.linear2.weight, layer.linear2.bias)
+            norm("norm1", index, layer.norm1)
+            norm("norm2", index, layer.norm2)
+            cross = layer.cross_attention
+            if cross is not None:
+                bias = None if cross.in_proj_bias is None else cross.in_proj_bias[:dim]
+                matrix("cross_q", index, cross.in_proj_weight[:dim], bias)
+                matrix("cross_out", index, cross.out_proj.weight, cross.out_proj.bias)
+                norm("norm_cross", index, layer.norm_cross)
+        heads = torch.cat([head.weight for head in lm.linears])
+        biased = lm.linears[0].bias is not None
+        matrix("heads", 0, heads, torch.cat([h.bias for h in lm.linears]) if biased else None)
+        norm("out_norm", 0, lm.out_norm)
+        for codebook, table in enumerate(lm.emb):
+            decoder.set_embedding(codebook, _floats(table.weight).data_ptr())
+
+    @torch.no_grad()
+    def _set_text(
+        self, decoder, groups: list[RowGroup], texts: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        first = 0
+        biased = self.lm.transformer.layers[0].cross_attention.in_proj_bias is not None
+        for group, (vectors, mask) in zip(groups, texts, strict=True):
+            lengths, pads = _lengths(vectors, mask, group.mask_padding, biased)
+            for index, layer in enumerate(self.lm.transformer.layers):
+                keys, values = (_floats(t) for t in layer.cross_attention.project_kv(vectors))
+                for row, (length, pad) in enumerate(zip(lengths, pads, strict=True)):
+                    k, v = (t[row, :, :length].contiguous() for t in (keys, values))
+                    decoder.set_text(first + row, index, k.data_ptr(), v.data_ptr(), length, pad)
+            first += group.rows
+
+    def run(self, job: DecodeJob) -> Iterator[int]:
+        """See `Engine.run`; yields after every `STEPS_PER_CALL` steps."""
+        texts = [self.lm.fuser.cross_input(group.conditions) for group in job.groups]
+        rows = sum(group.rows for group in job.groups)
+        steps = job.sequence.shape[-1]
+        longest = 0 if texts[0] is None else max(vectors.shape[1] for vectors, _ in texts)
+        decoder = self.decoder(rows, steps, longest)
+        decoder.begin(rows, self._text_rows(texts), steps)
+        if longest:
+            self._set_text(decoder, job.groups, texts)
+        sequence = job.sequence.contiguous()
+        mask = job.pattern_mask.to(torch.uint8).contiguous()
+        sampling, keys = job.sampling, job.keys
+        for begin in range(job.start, steps, STEPS_PER_CALL):
+            end = min(begin + STEPS_PER_CALL, steps)
+            try:
+                decoder.run(
+                    sequence.data_ptr(),
+                    mask.data_ptr(),
+                    sequence.shape[0],
+                    steps,
+                    job.start,
+                    self.lm.special_token_id,
+                    sampling.greedy,
+                    sampling.temperature,
+                    sampling.top_k,
+                    sampling.top_p,
+                    job.first_draw,
+                    keys.seeds.data_ptr(),
+                    keys.items.data_ptr(),
+                    job.cfg_coef,
+                    begin,
+                    end,
+                )
+            except ValueError as error:
+                raise InvalidInputError(str(error)) from error
+            if sequence is not job.sequence:
+                job.sequence.copy_(sequence)
+            yield end - job.start
+
+    def _text_rows(self, texts: list[tuple[Tensor, Tensor] | None]) -> int:
+        """Rows, from the first, whose cross-attention is not exactly zero."""
+        if texts[0] is None:
+            return 0
+        rows = [row for vectors, _ in texts for row in vectors]
+        if self.lm.transformer.layers[0].cross_attention.in_proj_bias is not None:
+            return len(rows)
+        used = [index for index, row in enumerate(rows) if bool(row.any())]
+        return used[-1] + 1 if used else 0
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
+
+
+def _lengths(
+    vectors: Tensor, mask: Tensor, mask_padding: bool, biased: bool
+) -> tuple[list[int], list[int]]:
+    """Text slots to keep of each row, and how many zero slots stand for the rest.
+
+    With a bias a padded slot has a key and a value of its own, so it is kept as it is.
+    """
+    width = vectors.shape[1]
+    real = mask.bool()
+    counts = [int(row.nonzero()[-1]) + 1 if bool(row.any()) else 0 for row in real]
+    if mask_padding:
+        return [count or width for count in counts], [0] * len(counts)
+    if biased or bool(vectors[~real].any()):
+        return [width] * len(counts), [0] * len(counts)
+    return counts, [width - count for count in counts]

@@ -1,0 +1,122 @@
+"""Saving models in the package's own format."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from audiogen_fast.errors import check
+from audiogen_fast.models.checkpoint import (
+    CODEC_FOLDER,
+    CONFIG_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    OWN_FILES,
+    read_json,
+)
+from audiogen_fast.models.encodec import CompressionModel
+from audiogen_fast.models.hf_encodec import HFEncodecCompressionModel
+from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.stereo import InterleaveStereoCompressionModel
+from audiogen_fast.modules.text_conditioners import T5Conditioner
+
+
+def save_pretrained(folder: str | Path, lm: LMModel, compression_model: CompressionModel) -> Path:
+    """Write both models, their configurations and the text encoder to `folder`.
+
+    The result loads by memory map and needs nothing from the network. Everything is written
+    beside and renamed, so a failed save leaves the folder as it was; models that are mapped from
+    files in it stay usable.
+
+    Raises:
+        InvalidInputError: a model was not loaded from a checkpoint, so its configuration is
+            unknown; or `folder` is a file, or has a `config.json` of something else.
+    """
+    folder = Path(folder)
+    codec = compression_model
+    if isinstance(codec, InterleaveStereoCompressionModel):
+        codec = codec.model
+    config = {"format": FORMAT, "version": FORMAT_VERSION, "lm": _config("lm", lm)}
+    config["compression_model"] = _config("compression_model", codec)
+    _check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        staged, replaced = Path(temporary, "new"), Path(temporary, "old")
+        staged.mkdir()
+        replaced.mkdir()
+        _write(staged, config, lm, codec)
+        _swap(staged, folder, replaced)
+    return folder
+
+
+def _config(part: str, model: nn.Module) -> dict[str, Any]:
+    if isinstance(model, HFEncodecCompressionModel):
+        return {"pretrained": CODEC_FOLDER}
+    cfg = getattr(model, "cfg", None)
+    check(cfg is not None, f"{part} has no configuration (.cfg), so it cannot be saved")
+    return cfg
+
+
+def _check_folder(folder: Path) -> None:
+    check(
+        folder.is_dir() or not os.path.lexists(folder),
+        f"folder must be a folder or not exist, got the file {folder}",
+    )
+    path = folder / CONFIG_FILE
+    check(
+        not path.exists() or read_json(path).get("format") == FORMAT,
+        f"folder must not hold the {CONFIG_FILE} of another program, which would be overwritten, "
+        f"got {folder}",
+    )
+
+
+def _write(folder: Path, config: dict[str, Any], lm: LMModel, codec: CompressionModel) -> None:
+    from safetensors.torch import save_file
+
+    path = folder / CONFIG_FILE
+    path.write_text(json.dumps(config, indent=2, default=str) + "\n")
+    mode = path.stat().st_mode
+    metadata = {"format": "pt"}
+    save_file(_tensors(lm), folder / OWN_FILES["lm"], metadata)
+    if isinstance(codec, HFEncodecCompressionModel):
+        codec.model.save_pretrained(folder / CODEC_FOLDER)
+    else:
+        save_file(_tensors(codec), folder / OWN_FILES["compression_model"], metadata)
+    for conditioner in lm.condition_provider.conditioners.values():
+        if isinstance(conditioner, T5Conditioner):
+            conditioner.save_encoder(folder / conditioner.name.split("/")[-1])
+    for file in folder.rglob("*"):
+        if file.is_file():  # safetensors makes files that nobody else may read
+            file.chmod(mode)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state as the format wants it: contiguous, and without shared memory."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().contiguous()
+        tied = tensor.numel() > 0 and tensor.data_ptr() in seen
+        tensors[name] = tensor.clone() if tied else tensor
+        seen.add(tensor.data_ptr())
+    return tensors
+
+
+def _swap(staged: Path, folder: Path, replaced: Path) -> None:
+    """Move all of `staged` to `folder`, and what it replaces out; if that fails, all back."""
+    # The configuration goes first and comes last: without it the folder is not a model.
+    names = sorted(os.listdir(staged), key=lambda name: name != CONFIG_FILE)
+    moves = [(folder / n, replaced / n) for n in names if os.path.lexists(folder / n)]
+    moves += [(staged / name, folder / name) for name in reversed(names)]
+    done = []
+    try:
+        for source, target in moves:
+            os.rename(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.rename(target, source)
+        raise

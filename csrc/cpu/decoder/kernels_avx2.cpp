@@ -1,0 +1,2 @@
+#define AF_AVX2
+#include "kernels_impl.h"

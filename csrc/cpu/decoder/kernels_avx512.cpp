@@ -1,0 +1,2 @@
+#define AF_AVX512
+#include "kernels_impl.h"
