@@ -17,7 +17,7 @@ from audiogen_fast.generation.lm_generate import make_groups, report
 from audiogen_fast.generation.windows import WindowedGeneration, WindowPlan
 from audiogen_fast.models import builders, loaders
 from audiogen_fast.models.encodec import CompressionModel
-from audiogen_fast.models.hub import HubOptions, surroundings
+from audiogen_fast.models.hub import HubOptions, Place
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.saving import save_pretrained
 from audiogen_fast.models.streaming_decoder import StreamingDecoder
@@ -118,16 +118,13 @@ class AudioGen:
             codec = builders.get_debug_compression_model(device, sample_rate=16000)
             lm = builders.get_debug_lm_model(device)
             return AudioGen("debug", codec, lm, max_duration=10, engine=engine)
-        options = {
-            "cache_dir": cache_dir,
-            "revision": revision,
-            "local_files_only": local_files_only,
-        }
+        place = Place(
+            name,
+            HubOptions(revision=revision, local_files_only=local_files_only, cache_dir=cache_dir),
+        )
         if quantize is not None and dtype is None:
-            dtype = loaders.stored_dtype(name, HubOptions(**options))
-        # A file that stands for the whole model is the language model's; its codec lies beside it.
-        codec = loaders.load_compression_model(surroundings(name), device, **options)
-        lm = loaders.load_lm_model(name, device, dtype=dtype, **options)
+            dtype = loaders.stored_dtype(place)
+        codec, lm = loaders.load_models(place, device, dtype)
         engine = make_engine(engine, lm, quantize)
         try:
             model = AudioGen(str(name), codec, lm, engine=engine)

@@ -50,6 +50,7 @@ _IGNORED = frozenset(
 
 # Numbers of modules and of steps; the sizes of tensors cost nothing on the meta device.
 _MAX_COUNT = 1024
+_MAX_SAMPLE_RATE = 1_000_000
 _ACTIVATIONS = frozenset(nn.modules.activation.__all__)
 
 
@@ -200,17 +201,17 @@ def get_compression_model(cfg: Config) -> EncodecModel:
         raise CheckpointError(f"encodec.autoencoder must be 'seanet', got {autoencoder!r}")
     encoder = _get_seanet(SEANetEncoder, cfg["seanet"], "encoder")
     decoder = _get_seanet(SEANetDecoder, cfg["seanet"], "decoder")
-    frame_rate = options["sample_rate"] // encoder.hop_length
-    if frame_rate < 1:
+    sample_rate = options["sample_rate"]
+    if not encoder.hop_length <= sample_rate <= _MAX_SAMPLE_RATE:
         raise CheckpointError(
-            f"encodec.sample_rate must be at least {encoder.hop_length}, the product of "
-            f"seanet.ratios, got {options['sample_rate']}"
+            f"encodec.sample_rate must lie in {encoder.hop_length} (the product of seanet.ratios)"
+            f"..{_MAX_SAMPLE_RATE}, got {sample_rate}"
         )
     return EncodecModel(
         encoder,
         decoder,
         get_quantizer(quantizer_name, cfg, encoder.dimension),
-        frame_rate=frame_rate,
+        frame_rate=sample_rate // encoder.hop_length,
         **_select(options, "encodec", EncodecModel),
     )
 

@@ -49,12 +49,6 @@ class HubOptions:
         return None if not chosen else str(chosen)
 
 
-def surroundings(name: str | Path) -> str:
-    """The folder or URL around a file; any other name as it is."""
-    place = Place(name, HubOptions())
-    return place.base if place.given else place.name
-
-
 class Place:
     """A place with the files of one model, which are downloaded as they are asked for.
 
@@ -63,13 +57,14 @@ class Place:
     Attributes:
         base: the folder, the URL of one, or the id.
         given: the file's name, if `name` is that of a file.
+        offline: the network is not to be used, or no host was there when it was.
     """
 
     def __init__(self, name: str | Path, options: HubOptions):
         self.name = self.base = str(name)
         self.given: str | None = None
         self.options = options
-        self._offline = options.local_files_only
+        self.offline = options.local_files_only
         self._reason = ""
         self._query = ""
         if self.name.startswith(("https://", "http://")):
@@ -127,7 +122,7 @@ class Place:
             return Path(hf_hub_download(self.name, filename, **self._hub_options()))
         except LocalEntryNotFoundError as error:
             # The cache may still have others, and no host is waited for twice.
-            self._offline = True
+            self.offline = True
             self._reason = f" in the cache, and the hub cannot be reached or may not be: {error}"
             return None
         except EntryNotFoundError:
@@ -155,7 +150,7 @@ class Place:
         return {
             "revision": self.options.revision,
             "cache_dir": self.options.cache,
-            "local_files_only": self._offline,
+            "local_files_only": self.offline,
             "library_name": "audiogen_fast",
         }
 
@@ -168,7 +163,7 @@ class Place:
         target = folder / digest / filename
         if target.is_file():
             return target
-        if self._offline:
+        if self.offline:
             self._reason = f" in the cache {target.parent}, and nothing may be downloaded"
             return None
         url = f"{self.base}/{filename}{self._query}"

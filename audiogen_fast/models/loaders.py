@@ -67,17 +67,7 @@ def load_lm_model(
         CheckpointError: the files are missing, damaged, or do not fit.
     """
     options = HubOptions(revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
-    device = torch.device(device)
-    dtype = resolve_dtype(dtype, device)
-    checkpoint = _read(file_or_url_or_id, "lm", options)
-    encoders = _text_encoders(Place(file_or_url_or_id, options), checkpoint.cfg)
-    model: LMModel = _build(checkpoint, builders.get_lm_model, encoders, local_files_only)
-    for conditioner in model.condition_provider.conditioners.values():
-        if isinstance(conditioner, T5Conditioner):
-            _load_encoder(conditioner)
-    load_state(model, checkpoint, device, dtype)
-    model.cfg = checkpoint.cfg
-    return model.eval()
+    return _load_lm(Place(file_or_url_or_id, options), torch.device(device), dtype)
 
 
 def load_compression_model(
@@ -90,8 +80,38 @@ def load_compression_model(
 ) -> CompressionModel:
     """Load a codec, in evaluation mode and float32; arguments as for `load_lm_model`."""
     options = HubOptions(revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
-    device = torch.device(device)
-    checkpoint = _read(file_or_url_or_id, "compression_model", options)
+    place = Place(file_or_url_or_id, options)
+    return _load_codec(_read(place, "compression_model"), torch.device(device), options)
+
+
+def load_models(
+    place: Place, device: torch.device, dtype: torch.dtype | str | None = None
+) -> tuple[CompressionModel, LMModel]:
+    """Codec and language model from one place; arguments as for `load_lm_model`.
+
+    A file stands for the language model; its codec lies beside it.
+    """
+    checkpoint = _read(place, "compression_model", beside=True)
+    codec = _load_codec(checkpoint, device, place.options)
+    return codec, _load_lm(place, device, dtype)
+
+
+def _load_lm(place: Place, device: torch.device, dtype: torch.dtype | str | None) -> LMModel:
+    dtype = resolve_dtype(dtype, device)
+    checkpoint = _read(place, "lm")
+    encoders = _text_encoders(place, checkpoint.cfg)
+    model: LMModel = _build(checkpoint, builders.get_lm_model, encoders, place.offline)
+    for conditioner in model.condition_provider.conditioners.values():
+        if isinstance(conditioner, T5Conditioner):
+            conditioner.load()
+    load_state(model, checkpoint, device, dtype)
+    model.cfg = checkpoint.cfg
+    return model.eval()
+
+
+def _load_codec(
+    checkpoint: Checkpoint, device: torch.device, options: HubOptions
+) -> CompressionModel:
     if checkpoint.pretrained is not None:
         return get_pretrained_compression_model(checkpoint.pretrained, device, options)
     model: EncodecModel = _build(checkpoint, builders.get_compression_model)
@@ -104,14 +124,15 @@ def load_lm_model_ckpt(
     file_or_url_or_id: str | Path, cache_dir: str | Path | None = None
 ) -> dict[str, Any]:
     """What a language model's checkpoint holds: tensors `best_state` and YAML text `xp.cfg`."""
-    return _package(_read(file_or_url_or_id, "lm", HubOptions(cache_dir=cache_dir)))
+    return _package(_read(Place(file_or_url_or_id, HubOptions(cache_dir=cache_dir)), "lm"))
 
 
 def load_compression_model_ckpt(
     file_or_url_or_id: str | Path, cache_dir: str | Path | None = None
 ) -> dict[str, Any]:
     """The same of a codec's, or the name `pretrained` of one kept elsewhere."""
-    return _package(_read(file_or_url_or_id, "compression_model", HubOptions(cache_dir=cache_dir)))
+    place = Place(file_or_url_or_id, HubOptions(cache_dir=cache_dir))
+    return _package(_read(place, "compression_model"))
 
 
 def _package(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -120,10 +141,15 @@ def _package(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"best_state": dict(checkpoint.state), "xp.cfg": to_yaml(checkpoint.cfg)}
 
 
-def stored_dtype(file_or_url_or_id: str | Path, options: HubOptions | None = None) -> torch.dtype:
+def stored_dtype(
+    file_or_url_or_id: str | Path | Place, options: HubOptions | None = None
+) -> torch.dtype:
     """The dtype that most of a stored language model has; only headers are read."""
+    place = file_or_url_or_id
+    if not isinstance(place, Place):
+        place = Place(place, options or HubOptions())
     counts: dict[torch.dtype, int] = {}
-    for tensor in _read(file_or_url_or_id, "lm", options or HubOptions()).state.values():
+    for tensor in _read(place, "lm").state.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
     return max(counts, key=counts.__getitem__)
 
@@ -166,10 +192,9 @@ def get_pretrained_compression_model(
     return codec.to(device).eval()
 
 
-def _read(name: str | Path, part: str, options: HubOptions) -> Checkpoint:
-    """The checkpoint of `part` at `name`, in whichever layout is there."""
-    place = Place(name, options)
-    if place.given and not place.given.endswith(".safetensors"):
+def _read(place: Place, part: str, beside: bool = False) -> Checkpoint:
+    """The checkpoint of `part` in whichever layout is there, or `beside` the file that is given."""
+    if place.given and not place.given.endswith(".safetensors") and not beside:
         path = place.file(place.given)
         if path is None:
             raise place.lacks([place.given])
@@ -215,15 +240,4 @@ def _build(checkpoint: Checkpoint, builder: Callable, *args: Any) -> Any:
         detail = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
             f"{checkpoint.source}: its configuration cannot be used: {detail}"
-        ) from error
-
-
-def _load_encoder(conditioner: T5Conditioner) -> None:
-    try:
-        conditioner.load()
-    except CheckpointError:
-        raise
-    except Exception as error:  # damaged files raise errors of many libraries
-        raise CheckpointError(
-            f"cannot load the text encoder {conditioner.source!r}: {error}"
         ) from error

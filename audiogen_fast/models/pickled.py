@@ -236,5 +236,6 @@ def _check_name(path: Path, argument: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
+    # Before this come torch's words on how to load the file without its guard.
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no details'}"

@@ -73,11 +73,7 @@ class SEANetResnetBlock(nn.Module):
             self.shortcut = StreamableConv1d(dim, dim, kernel_size=1, **conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *rest = self.block
-        out = _run(rest, first(x))
-        if torch.is_grad_enabled():
-            return self.shortcut(x) + out
-        return out.add_(self.shortcut(x))
+        return _run(self.block, x).add_(self.shortcut(x))
 
 
 class _SEANet(nn.Module):

@@ -165,6 +165,9 @@ class T5Conditioner(TextConditioner):
         """Load encoder and tokenizer now (otherwise the first use does).
 
         With `finetune` this also registers the encoder's parameters.
+
+        Raises:
+            CheckpointError: it cannot be found, is damaged or incomplete, or has another width.
         """
         if self._encoder is not None:
             return
@@ -178,8 +181,10 @@ class T5Conditioner(TextConditioner):
         options = {"local_files_only": self.local_files_only}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.source, **options)
-            encoder = T5EncoderModel.from_pretrained(self.source, dtype=torch.float32, **options)
-        except (OSError, ValueError) as error:
+            encoder, found = T5EncoderModel.from_pretrained(
+                self.source, dtype=torch.float32, output_loading_info=True, **options
+            )
+        except Exception as error:  # damaged files raise errors of many libraries
             raise CheckpointError(
                 f"cannot load the text encoder {self.source!r}: {error}. To use it offline, put a "
                 f"folder {self.name!r} with its files beside the checkpoint."
@@ -187,6 +192,15 @@ class T5Conditioner(TextConditioner):
         finally:
             if bars:
                 logging.enable_progress_bar()
+        if found["missing_keys"]:  # which would be left random
+            raise CheckpointError(
+                f"the text encoder {self.source!r} lacks {sorted(found['missing_keys'])}"
+            )
+        if encoder.config.d_model != self.dim:
+            raise CheckpointError(
+                f"the text encoder {self.source!r} has vectors of {encoder.config.d_model}, those "
+                f"of {self.name!r} have {self.dim}"
+            )
         encoder = encoder.train(self.finetune)
         if self.finetune:
             self.t5 = encoder

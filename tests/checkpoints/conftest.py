@@ -24,6 +24,15 @@ from audiogen_fast.modules.conditioners import ConditioningAttributes
 PARTS = {"lm": "state_dict.bin", "compression_model": "compression_state_dict.bin"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other make tiny models slow on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def data(project_root: Path) -> Path:
     return project_root / "tests" / "data"
@@ -195,6 +204,7 @@ class HubServer(ThreadingHTTPServer):
         repositories: id -> revision -> folder.
         log: method and path of every request.
         failures: path -> what happens to the next GETs of it: `drop` half-way, or a status.
+        down: answer nothing but errors; a GET of `/steps/down` sets it.
     """
 
     daemon_threads = True
@@ -204,6 +214,7 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, dict[str, Path]] = {}
         self.log: list[tuple[str, str]] = []
         self.failures: dict[str, list[str | int]] = {}
+        self.down = False
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
     def add(self, repo: str, folder: Path, revision: str = "main") -> str:
@@ -230,7 +241,10 @@ class _HubHandler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.log.append((self.command, path))
         if path.startswith("/steps/"):
+            self.server.down = path == "/steps/down"
             return self._answer(200, {})
+        if self.server.down:
+            return self._answer(503, {})
         if path.startswith("/plain/"):
             folder, _, file = path.removeprefix("/plain/").partition("/")
             return self._file(Path(self.server.repositories["plain"][folder], file))

@@ -237,7 +237,7 @@ WRONG = {
         "seanet.ratios": ("many", ""),
         "seanet.activation": ("LSTM", "no activation of torch.nn: 'LSTM'"),
         "seanet.lstm": (10**9, "seanet.lstm must lie in"),
-        "encodec.sample_rate": (8, "sample_rate must be at least"),
+        "encodec.sample_rate": (8, r"sample_rate must lie in \d+ .*\.\.1000000, got 8"),
         "encodec.quantizer": ("pq", "must be 'rvq' or 'no_quant', got 'pq'"),
         "rvq.n_q": (-1, "rvq.n_q must lie in"),
         "rvq.bins": (2**62, ""),

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
@@ -109,8 +108,9 @@ OTHER_OPCODES = {
 def test_opcodes_torch_does_not_write(kind, released, tmp_path, repack):
     replace = {"data.pkl": OTHER_OPCODES[kind]}
     target = repack(released / "state_dict.bin", tmp_path / "x.bin", replace=replace)
-    with pytest.raises(CheckpointError, match="x.bin: "):
+    with pytest.raises(CheckpointError, match="x.bin: ") as caught:
         read_checkpoint(target)
+    assert "weights_only" not in str(caught.value), "torch's advice to load it without guards"
 
 
 def nested_tuples(depth: int) -> bytes:
@@ -130,7 +130,6 @@ def endless_list() -> bytes:
     return b"\x80\x02" + b"]" * 600_000 + b"."
 
 
-REPEATED = torch.nn.Parameter(torch.zeros(1))
 HOSTILE_PICKLES = {
     "tuples": (lambda: nested_tuples(60), "nests tuples 17 deep"),
     "deep tuples": (lambda: b"\x80\x02)" + b"\x85" * 200_000 + b".", "nests tuples 17 deep"),
@@ -391,7 +390,8 @@ def test_memory_taken_by_refusals(
         layers,
     ]
     command = [sys.executable, "-W", "ignore", "-c", REFUSE, str(released), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
     assert len(lines) == len(files)
@@ -408,4 +408,3 @@ def test_the_pickles_here_are_what_torch_writes(packages, released, pickle_of, t
     target = repack(released / "state_dict.bin", tmp_path / "x.bin", replace={"data.pkl": honest})
     first = next(iter(packages["lm"]["best_state"].values()))
     assert torch.equal(read_checkpoint(target).state["w"], first.flatten()[:10].view(5, 2))
-    assert Path(target).exists()

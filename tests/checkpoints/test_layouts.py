@@ -2,6 +2,7 @@
 
 import shutil
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -276,10 +277,64 @@ def test_text_encoder_beside_the_checkpoint(released_t5, tmp_path):
         load_lm_model(folder)
 
 
+def test_text_encoder_that_is_not_the_right_one(released_t5, tmp_path):
+    """transformers would fill what is missing with random numbers."""
+    folder = tmp_path / "model"
+    shutil.copytree(released_t5, folder)
+    path = folder / "t5-small" / "model.safetensors"
+    tensors = load_file(path)
+    name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    save_file({k: t for k, t in tensors.items() if k != name}, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{folder}/t5-small' lacks \['{name}'\]"):
+        load_lm_model(folder)
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config.from_pretrained(released_t5 / "t5-small", d_model=64)
+    T5EncoderModel(config).save_pretrained(folder / "t5-small")
+    with pytest.raises(CheckpointError, match="has vectors of 64, those of 't5-small' have 512"):
+        load_lm_model(folder)
+
+
+def test_fine_tuned_text_encoder(released_t5, tmp_path, logits):
+    """It is part of the checkpoint then, and float32 whatever the language model is."""
+    folder = tmp_path / "model"
+    shutil.copytree(released_t5, folder)
+    package = torch.load(folder / "state_dict.bin")
+    cfg = yaml.safe_load(package["xp.cfg"])
+    cfg["conditioners"]["description"]["t5"]["finetune"] = True
+    encoder = load_lm_model(folder).condition_provider.conditioners["description"].encoder
+    generator = torch.Generator().manual_seed(0)
+    tuned = {}
+    for name, tensor in encoder.state_dict().items():
+        tuned[name] = tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
+    tuned["encoder.embed_tokens.weight"] = tuned["shared.weight"]  # they are one
+    prefix = "condition_provider.conditioners.description.t5."
+    state = package["best_state"] | {prefix + name: tensor for name, tensor in tuned.items()}
+    torch.save({"best_state": state, "xp.cfg": yaml.safe_dump(cfg)}, folder / "state_dict.bin")
+    lm = load_lm_model(folder, dtype=torch.float16)
+    found = lm.condition_provider.conditioners["description"].encoder.state_dict()
+    assert found.keys() == tuned.keys()
+    assert all(torch.equal(tensor, tuned[name]) for name, tensor in found.items())
+    assert lm.emb[0].weight.dtype == torch.float16
+    model = AudioGen.get_pretrained(folder, device="cpu")
+    again = load_lm_model(model.save_pretrained(tmp_path / "saved"))
+    assert torch.equal(logits(again), logits(model.lm))
+    assert not torch.equal(logits(again), logits(load_lm_model(released_t5)))
+
+
 def test_loading_leaves_the_random_numbers_alone(released):
     before = torch.get_rng_state()
     AudioGen.get_pretrained(released, device="cpu")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loading_in_many_threads():
+    """The list of names that torch allows is one for the whole process."""
+    with ThreadPoolExecutor(8) as pool:
+        models = list(pool.map(load_lm_model, [RECORDED] * 40))
+    expected = models[0].state_dict()
+    for model in models:
+        assert all(torch.equal(t, expected[name]) for name, t in model.state_dict().items())
 
 
 def test_weights_are_views_of_the_file(released):

@@ -231,6 +231,26 @@ def test_failure_leaves_the_older_model(step, released_t5, own, tmp_path, monkey
     assert "t5-small/note.txt" not in contents(folder)
 
 
+def test_no_moment_with_parts_of_two_models(own, tmp_path, monkeypatch):
+    """Whenever there is a configuration, all that belongs to it is there."""
+    folder = tmp_path / "model"
+    shutil.copytree(own, folder)
+    before, seen = contents(folder), []
+    real_rename = os.rename
+
+    def rename(source, target):
+        real_rename(source, target)
+        files = contents(folder)
+        seen.append({name: files[name] for name in before if name in files})
+
+    monkeypatch.setattr(saving.os, "rename", rename)
+    changed(load(folder)).save_pretrained(folder)
+    after = contents(folder)
+    assert len(seen) == 6 and after != before
+    for files in seen:
+        assert "config.json" not in files or files in (before, after)
+
+
 def test_folder_that_cannot_be(own, tmp_path):
     model = load(own)
     (tmp_path / "file").write_text("text")

@@ -147,7 +147,10 @@ def test_codec(case: Case):
                 fewer, scale = codec.encode(audio)
                 assert torch.equal(fewer, case[f"codec.codes_{length}_2"].long())
                 assert_close(
-                    codec.decode(fewer, scale), case[f"codec.decoded_{length}_2"], absolute=1e-4
+                    codec.decode(fewer, scale),
+                    case[f"codec.decoded_{length}_2"],
+                    relative=1e-5,
+                    absolute=1e-4,
                 )
                 codec.set_num_codebooks(codec.total_codebooks)
 

@@ -110,6 +110,17 @@ def test_convolution_pads_to_whole_windows(kernel, stride, dilation, causal, pad
             padded = F.pad(x, (total - right, right + extra), pad_mode)
         weight, bias = conv.conv.conv.weight, conv.conv.conv.bias
         assert_close(out, F.conv1d(padded, weight, bias, stride, dilation=dilation))
+        with torch.no_grad():  # takes the fast path
+            assert_close(conv(x), out, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_groups_and_missing_biases(monkeypatch):
+    x, conv = inputs(2, 4, 9), StreamableConv1d(4, 6, 3, groups=2, bias=False, pad_mode="constant")
+    fast = conv(x)
+    assert_close(fast, F.conv1d(x, conv.conv.conv.weight, padding=1, groups=2))
+    monkeypatch.setenv("AUDIOGEN_FAST_BACKEND", "reference")
+    assert_close(conv(x), fast)
 
 
 def test_a_causal_convolution_sees_no_future():
@@ -136,6 +147,8 @@ def test_transposed_convolution_is_trimmed_to_its_stride(kernel, stride, options
         full = F.conv_transpose1d(x, conv.convtr.convtr.weight, conv.convtr.convtr.bias, stride)
         begin = left(kernel - stride)
         assert_close(conv(x), full[..., begin : begin + length * stride])
+        with torch.no_grad():
+            assert_close(conv(x), full[..., begin : begin + length * stride], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", [NormConv1d, NormConvTranspose1d])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from audiogen_fast.modules import norm
 from audiogen_fast.modules.attention import StreamingMultiheadAttention
 from audiogen_fast.modules.norm import LayerNorm, LayerScale, create_norm_fn, linear
 from audiogen_fast.modules.transformer import StreamingTransformer
@@ -100,3 +101,20 @@ def test_layer_scale_starts_at_its_value_and_scales_each_channel():
     with torch.no_grad():
         scale.scale.copy_(torch.tensor([1.0, 2.0, 0.0]))
     assert torch.equal(scale(x), x * torch.tensor([1.0, 2.0, 0.0]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("biased", [True, False])
+def test_few_rows_by_a_large_matrix_either_way_round(monkeypatch, rows, biased):
+    """The form some processors want gives the same product, in the same layout."""
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(1100, 1024, generator=generator)
+    x = torch.randn(rows, 1, 1024, generator=generator)
+    bias = torch.randn(1100, generator=generator) if biased else None
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    for swaps in (True, False):
+        monkeypatch.setattr(norm, "_swaps_few_rows", lambda swaps=swaps: swaps)
+        actual = norm.linear(x, weight, bias)
+        assert actual.shape == (rows, 1, 1100) and actual.is_contiguous()
+        assert (actual - exact).abs().max() < 1e-5 * exact.abs().max()

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from audiogen_fast.errors import InvalidInputError
 from audiogen_fast.modules.activations import GatedLinearUnit, get_activation_fn
 from audiogen_fast.modules.attention import StreamingMultiheadAttention
+from audiogen_fast.modules.rope import RotaryEmbedding
 from audiogen_fast.modules.transformer import StreamingTransformer
 from audiogen_fast.ops.reference import sin_embedding
 
@@ -121,6 +122,25 @@ def test_cached_chunks_of_any_split_equal_one_pass(name, data):
         parts = [model(x[:, a:b], cache=cache) for a, b in zip(bounds, bounds[1:], strict=False)]
     assert cache.length == steps
     assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_attention_rotates_queries_and_keys():
+    options = {"max_period": 50.0, "xpos": True, "positional_scale": 0.8}
+    attention = make(layers=1, positional_embedding="rope", **options).layers[0].self_attn
+    x = inputs(2, 7, DIM)
+    projected = nn.functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = (part.unflatten(-1, (HEADS, -1)) for part in projected.chunk(3, dim=-1))
+    q, k = RotaryEmbedding(DIM // HEADS, 50.0, xpos=True, scale=0.8).rotate_qk(q, k)
+    heads = (part.transpose(1, 2) for part in (q, k, v))
+    out = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+    assert_close(attention(x), attention.out_proj(out.transpose(1, 2).flatten(2)))
+
+
+def test_rotary_positions_come_with_sinusoids_only_if_asked():
+    """At position 0 a rotation changes nothing, but the sinusoids add their cosines."""
+    x = inputs(2, 1, DIM)
+    assert torch.equal(make(positional_embedding="rope")(x), make(positional_scale=0.0)(x))
+    assert torch.equal(make(positional_embedding="sin_rope")(x), make()(x))
 
 
 def rope_starts(prompt: int, steps: int, **options) -> list[int]:

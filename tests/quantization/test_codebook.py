@@ -62,9 +62,9 @@ def test_kmeans_finds_separate_clusters():
 
 
 def test_a_mean_without_samples_stays():
-    samples = torch.zeros(5, 2)
+    samples = torch.full((5, 2), 3.0)
     means, counts = kmeans(samples, 3, num_iters=2)
-    assert torch.equal(means, torch.zeros(3, 2)) and counts.tolist() == [5, 0, 0]
+    assert torch.equal(means, torch.full((3, 2), 3.0)) and counts.tolist() == [5, 0, 0]
 
 
 def test_the_first_batch_makes_the_codebook():

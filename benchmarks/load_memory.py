@@ -1,0 +1,157 @@
+"""Peak memory of loading a language model, over the weights it ends up with.
+
+    python benchmarks/load_memory.py --folder DISK [--size small] [--out FILE]
+
+Makes a random float16 checkpoint in the released layout in `DISK` (3.7 GB for the medium model),
+loads it in fresh processes, once per dtype, and removes it. The float32 run takes 8 GB of memory.
+"""
+
+import argparse
+import json
+import mmap
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+from common import fill_random, machine, require_memory, write_result
+
+from audiogen_fast.config import parse_config
+from audiogen_fast.models.builders import get_lm_model
+from audiogen_fast.models.loaders import load_lm_model
+
+SIZES = {
+    "medium": {"dim": 1536, "num_heads": 24, "num_layers": 48, "card": 2048},
+    "small": {"dim": 512, "num_heads": 8, "num_layers": 7, "card": 512},
+    "tiny": {"dim": 8, "num_heads": 1, "num_layers": 1, "card": 8},
+}
+LIMIT = 1.10
+"""Peak memory over the bytes of the loaded weights."""
+
+
+def configuration(size: str) -> dict:
+    """AudioGen's; a table stands in for the text encoder, which is not what is measured."""
+    return {
+        "lm_model": "transformer_lm",
+        "transformer_lm": SIZES[size]
+        | {
+            "n_q": 4,
+            "hidden_scale": 4,
+            "norm_first": True,
+            "bias_ff": False,
+            "bias_attn": False,
+            "bias_proj": False,
+            "causal": True,
+            "memory_efficient": True,
+        },
+        "codebooks_pattern": {"modeling": "delay", "delay": {"delays": [0, 1, 2, 3]}},
+        "conditioners": {
+            "description": {"model": "lut", "lut": {"n_bins": 1, "dim": 1024, "tokenizer": "noop"}}
+        },
+        "fuser": {"cross": ["description"], "sum": [], "prepend": [], "input_interpolate": []},
+        "dataset": {"segment_duration": 10},
+    }
+
+
+def make_checkpoint(folder: Path, size: str) -> int:
+    """Write `folder/state_dict.bin`; returns the number of parameters.
+
+    The file is laid out first, without numbers, and then filled through a shared mapping, so this
+    needs no memory of its size.
+    """
+    config = configuration(size)
+    with torch.device("meta"):
+        model = get_lm_model(parse_config(config))
+    # Empty memory is not taken before it is written.
+    state = {
+        name: torch.empty(tensor.shape, dtype=torch.float16)
+        for name, tensor in model.state_dict().items()
+    }
+    path = folder / "state_dict.bin"
+    with torch.serialization.skip_data():
+        torch.save({"best_state": state, "xp.cfg": yaml.safe_dump(config)}, path)
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        stored = torch.load(path, mmap=True, weights_only=True)["best_state"]
+    fill_random(list(stored.values()))
+    return sum(tensor.numel() for tensor in stored.values())
+
+
+def resident(name: str) -> int:
+    """Bytes of memory of this process: `VmRSS` now, or `VmHWM` at its highest."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{name}:")[1].split()[0]) * 1024
+
+
+def load(folder: Path, warm_up: Path, dtype: str) -> dict:
+    """Load in this process and read every weight once; memory over that before, in bytes."""
+    load_lm_model(warm_up, dtype=dtype)  # imports and what they keep
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
+    model = load_lm_model(folder, dtype=dtype)
+    loaded = resident("VmHWM") - before
+    for tensor in model.state_dict().values():
+        tensor.sum()
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    peak = resident("VmHWM") - before
+    return {
+        "weights_bytes": weights,
+        "peak_bytes": peak,
+        "peak_before_reading_bytes": loaded,
+        "peak_to_weights": round(peak / weights, 4),
+    }
+
+
+def measure(folder: Path, warm_up: Path, dtype: str) -> dict:
+    """`load` in a fresh process."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--load", str(warm_up), dtype]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where there is room on a disk")
+    parser.add_argument("--size", choices=SIZES, default="medium")
+    parser.add_argument("--out", type=Path, help="file for the results")
+    parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.load:
+        print(json.dumps(load(args.folder, Path(args.load[0]), args.load[1])))
+        return
+    description = machine()
+    folder = Path(tempfile.mkdtemp(prefix="load_memory-", dir=args.folder))
+    try:
+        for name in {args.size, "tiny"}:
+            (folder / name).mkdir()
+        make_checkpoint(folder / "tiny", "tiny")
+        parameters = make_checkpoint(folder / args.size, args.size)
+        require_memory(int(parameters * 4 * LIMIT), "the float32 run")
+        results = {
+            dtype: measure(folder / args.size, folder / "tiny", dtype)
+            for dtype in ("float16", "float32")
+        }
+        settings = {
+            "size": args.size,
+            **SIZES[args.size],
+            "parameters": parameters,
+            "stored_bytes": (folder / args.size / "state_dict.bin").stat().st_size,
+            "limit": LIMIT,
+        }
+    finally:
+        shutil.rmtree(folder)
+    path = write_result(
+        "load_memory", args.out, machine=description, settings=settings, results=results
+    )
+    for dtype, result in results.items():
+        print(
+            f"{dtype}: {result['peak_bytes'] / 1e9:.3f} GB for {result['weights_bytes'] / 1e9:.3f}"
+            f" GB of weights, ratio {result['peak_to_weights']:.3f} (limit {LIMIT})"
+        )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
