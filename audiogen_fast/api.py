@@ -107,12 +107,11 @@ class AudioGen:
                 in that format, its caches in bfloat16. The model's own weights then stay mapped
                 from the file, in the dtype they are stored in unless `dtype` is given.
         Raises:
-            InvalidInputError: an unknown dtype, engine or quantisation, or one that cannot run.
+            InvalidInputError: an unknown device, dtype, engine or quantisation, or one that cannot
+                run.
             CheckpointError: files are missing, damaged, hostile, or do not fit.
         """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
+        device = _find_device(device)
         check_choice(engine, quantize)
         if str(name) == "debug":
             codec = builders.get_debug_compression_model(device, sample_rate=16000)
@@ -451,6 +450,22 @@ class AudioGen:
         audio = decoder.push(run.codes()[..., sent:], last=True)
         if audio is not None:
             yield audio
+
+
+def _find_device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(
+            f"device must be one of torch's, got {device!r}: {error}"
+        ) from error
+    check(
+        found.type != "cuda" or torch.cuda.is_available(),
+        f"device must be 'cpu', as torch finds no CUDA device here, got {device!r}",
+    )
+    return found
 
 
 def _check_duration(duration: float) -> None:

@@ -111,6 +111,18 @@ def test_wrong_dtype_argument(released, dtype):
         load_lm_model(released, dtype=dtype)
 
 
+@pytest.mark.parametrize("device", ["gpu", "cpu:x", 3.5])
+def test_wrong_device_argument(released, device):
+    with pytest.raises(InvalidInputError, match=f"device must be one of torch's, got {device!r}"):
+        AudioGen.get_pretrained(released, device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is there")
+def test_device_that_is_not_there(released):
+    with pytest.raises(InvalidInputError, match="finds no CUDA device here, got 'cuda:1'"):
+        AudioGen.get_pretrained(released, device="cuda:1")
+
+
 def test_wrong_engine_is_not_the_file_s_fault(released):
     with pytest.raises(InvalidInputError, match="engine must be"):
         AudioGen.get_pretrained(released, device="cpu", engine="turbo")

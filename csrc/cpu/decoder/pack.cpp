@@ -8,10 +8,6 @@
 namespace audiogen_fast {
 namespace {
 
-std::int64_t round_up(std::int64_t value, std::int64_t step) {
-    return (value + step - 1) / step * step;
-}
-
 // The value of a row and column, zero outside the matrix.
 struct Source {
     const float* data;

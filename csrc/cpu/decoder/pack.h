@@ -8,6 +8,13 @@
 
 namespace audiogen_fast {
 
+// Rows of activations start on a multiple of this many floats, past every format's padding.
+constexpr std::int64_t kRowStep = 128;
+
+inline std::int64_t round_up(std::int64_t value, std::int64_t step) {
+    return (value + step - 1) / step * step;
+}
+
 struct Matrix {
     Packed view;
     Buffer data, scales, bias;
