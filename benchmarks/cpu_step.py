@@ -1,6 +1,6 @@
 """One decode step of the language model on a CPU: ours, transformers and audiocraft.
 
-    python benchmarks/cpu_step.py [--engine auto] [--audiocraft] [--size medium|tiny]
+    python benchmarks/cpu_step.py [--engines eager,native-int8] [--audiocraft] [--size medium|tiny]
 
 A step feeds one column of codes for one description with guidance (two rows) in float32, with
 about half of a 10 s clip in the cache, and samples the next codes. See `benchmarks/README.md`.
@@ -25,8 +25,9 @@ from common import (
 )
 from peers.musicgen import musicgen_twin
 
-from audiogen_fast.generation.engines import make_engine
-from audiogen_fast.generation.job import RowGroup, SamplingParams, make_keys
+from audiogen_fast.generation import native
+from audiogen_fast.generation.eager import EagerEngine
+from audiogen_fast.generation.job import Engine, RowGroup, SamplingParams, make_keys
 from audiogen_fast.generation.lm_generate import make_job
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.modules.codebooks_patterns import DelayedPatternProvider
@@ -39,6 +40,8 @@ SHAPES = {
 TEXT_LENGTH = 12
 FRAMES = 500  # 10 s at 50 frames a second
 GUIDANCE = 3.0
+# Memory of an engine's packed weights, over the model's own.
+_COPY = {"native-float32": 1.0, "native-bfloat16": 0.5, "native-int8": 0.25, "native-int4": 0.14}
 
 
 def build_lm(shape: dict[str, int]) -> LMModel:
@@ -70,7 +73,15 @@ def parameters_read(lm: LMModel) -> int:
     return sum(p.numel() for p in lm.parameters()) - skipped - embeddings
 
 
-def our_steps(lm: LMModel, engine: str, text: torch.Tensor, prompt: torch.Tensor):
+def our_engine(lm: LMModel, name: str) -> Engine:
+    """`eager`, or `native-FORMAT` with the weights packed in that format."""
+    if name == "eager":
+        return EagerEngine(lm)
+    weights = name.removeprefix("native-")
+    return native.NativeEngine(lm, weights, "float32" if weights == "float32" else "bfloat16")
+
+
+def our_steps(lm: LMModel, engine: Engine, text: torch.Tensor, prompt: torch.Tensor):
     """A measuring function that makes steps of our engine, which has consumed the prompt."""
     vectors = torch.cat([text, torch.zeros_like(text)])
     mask = torch.ones(vectors.shape[:2], dtype=torch.int64)
@@ -84,7 +95,7 @@ def our_steps(lm: LMModel, engine: str, text: torch.Tensor, prompt: torch.Tensor
         make_keys(0, None, 1, torch.device("cpu")),
         GUIDANCE,
     )
-    run = make_engine(engine, lm).run(job)
+    run = engine.run(job)
     next(run)
     return lambda n: timed(lambda: next(run), n)
 
@@ -129,7 +140,8 @@ def largest_difference(lm: LMModel, twin, text: torch.Tensor) -> float:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", default="auto", help="engine of audiogen_fast")
+    formats = ", ".join(f"native-{name}" for name in native.FORMATS)
+    parser.add_argument("--engines", default="eager", help=f"of ours: eager, {formats}; by commas")
     parser.add_argument("--size", choices=SHAPES, default="medium")
     parser.add_argument("--no-transformers", action="store_true")
     parser.add_argument("--audiocraft", action="store_true", help="also measure the original")
@@ -144,16 +156,22 @@ def main() -> None:
     torch.manual_seed(0)
     shape = SHAPES[args.size]
     model_bytes = 4 * 16 * shape["dim"] ** 2 * shape["num_layers"]
-    require_memory(int(model_bytes * (2.1 if args.audiocraft else 1.1)), "this benchmark")
+    copies = 1.1 + args.audiocraft + sum(_COPY.get(name, 0.0) for name in args.engines.split(","))
+    require_memory(int(model_bytes * copies), "this benchmark")
 
     facts = machine()
     facts["read_gb_s"] = round(read_bandwidth(), 2)
     lm = build_lm(shape)
     text = torch.randn(1, TEXT_LENGTH, shape["dim"])
     prompt = torch.randint(0, shape["card"], (1, shape["n_q"], args.prompt))
-    runners: dict[str, Callable[[int], list[float]]] = {
-        f"audiogen_fast ({args.engine})": our_steps(lm, args.engine, text, prompt)
-    }
+    native.STEPS_PER_CALL = 1  # so that every call of an engine is one step
+    runners: dict[str, Callable[[int], list[float]]] = {}
+    weights: dict[str, int] = {}  # bytes of weights a step reads
+    for name in args.engines.split(","):
+        engine = our_engine(lm, name)
+        runners[f"audiogen_fast {name}"] = our_steps(lm, engine, text, prompt)
+        if name != "eager":
+            weights[f"audiogen_fast {name}"] = engine.decoder().weight_bytes
     checks = {}
     if not args.no_transformers:
         twin = musicgen_twin(lm)
@@ -171,26 +189,28 @@ def main() -> None:
     if args.audiocraft:
         peer.close()
 
-    weights = 4 * parameters_read(lm)
     position = args.prompt + 2 + args.rounds * args.steps // 2
     cached = 4 * 2 * 2 * position * shape["dim"] * shape["num_layers"]
-    floor = (weights + cached) / (max(facts["read_gb_s"], facts["read_gb_s_after"]) * 1e9) * 1e3
+    bandwidth = max(facts["read_gb_s"], facts["read_gb_s_after"]) * 1e9
     results = {name: summary(values) for name, values in seconds.items()}
     first = next(iter(results.values()))["median_ms"]
     for name, result in results.items():
+        result["weight_bytes"] = weights.get(name, 4 * parameters_read(lm))
+        half_cache = 2 if name.startswith("audiogen_fast native") and "float32" not in name else 1
+        floor = (result["weight_bytes"] + cached // half_cache) / bandwidth * 1e3
         result["share_of_floor"] = round(floor / result["median_ms"], 3)
-        result["ratio_to_ours"] = round(result["median_ms"] / first, 3)
-        print(f"{name:24} {result}")
+        result["ratio_to_first"] = round(result["median_ms"] / first, 3)
+        print(f"{name:32} {result}")
     path = write_result(
         "cpu_step",
         args.out,
         machine=facts,
         settings={"shape": shape, "rows": 2, "text_length": TEXT_LENGTH, "position": position},
-        bytes={"weights": weights, "cached_keys_values": cached, "floor_ms": round(floor, 3)},
+        cached_keys_values_bytes=cached,
         checks=checks,
         results=results,
     )
-    print(f"floor {floor:.1f} ms at the best bandwidth of the run; written to {path}")
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":
