@@ -75,8 +75,9 @@ class AudioGen:
         self._progress_callback: Callback | None = None
         self.generation_params: dict[str, Any] = {}
         self.batch_invariant = False
-        # Unlike set_generation_params, this must not fail for models with very short windows.
-        self.set_generation_params(duration=5, extend_stride=min(2, self.max_duration / 2))
+        # The usual stride of 2 s must not make models with very short windows fail here.
+        stride = 2 if self.max_duration > 2 else self.max_duration / 2
+        self.set_generation_params(duration=5, extend_stride=stride)
 
     @staticmethod
     def get_pretrained(

@@ -1,5 +1,6 @@
 """What an engine is given, and what an engine is."""
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -136,8 +137,9 @@ def make_keys(
         seeds, items = [seed] * batch, list(range(batch))
     for value in seeds:
         check(
-            isinstance(value, int) and -(2**63) <= value < 2**64,
+            hasattr(value, "__index__") and -(2**63) <= value < 2**64,
             f"seed must be an int in -2^63..2^64 - 1, got {value!r}",
         )
+    seeds = [operator.index(value) for value in seeds]
     signed = [value - 2**64 if value >= 2**63 else value for value in seeds]
     return Keys(torch.tensor(signed, device=device), torch.tensor(items, device=device))

@@ -29,6 +29,12 @@ def test_properties(model):
     }
 
 
+def test_a_new_model_makes_clips_of_five_seconds(model):
+    for max_duration, stride in ((10.0, 2), (3.0, 2), (1.0, 0.5)):
+        new = AudioGen("x", model.compression_model, model.lm, max_duration)
+        assert (new.duration, new.extend_stride, new.max_duration) == (5, stride, max_duration)
+
+
 def test_generated_audio_is_what_the_codec_makes_of_the_codes(model):
     audio, codes = model.generate(TEXTS, return_tokens=True, seed=1)
     assert audio.shape == (3, 1, 6400) and codes.shape == (3, 4, 20)

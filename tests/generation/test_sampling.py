@@ -167,6 +167,7 @@ def test_keys():
     assert one.seeds.tolist() == [5, 5, 5] and one.items.tolist() == [0, 1, 2]
     many = make_keys([5, 6, 2**64 - 1], None, 3, cpu)
     assert many.seeds.tolist() == [5, 6, -1] and many.items.tolist() == [0, 0, 0]
+    assert torch.equal(make_keys(torch.arange(5, 8).numpy()[0], None, 3, cpu).seeds, one.seeds)
     for wrong in ([1, 2], [1, 2, 2**64], ["a", 1, 2], [True, 1.5, 2]):
         with pytest.raises(InvalidInputError, match="seed"):
             make_keys(wrong, None, 3, cpu)
