@@ -241,6 +241,10 @@ def _lengths(
     real = mask.bool()
     counts = [int(row.nonzero()[-1]) + 1 if bool(row.any()) else 0 for row in real]
     if mask_padding:
+        check(
+            all(int(row.sum()) == count for row, count in zip(real, counts, strict=True)),
+            "batch_invariant needs the eager engine where padding lies between two conditions",
+        )
         return [count or width for count in counts], [0] * len(counts)
     if biased or bool(vectors[~real].any()):
         return [width] * len(counts), [0] * len(counts)

@@ -310,6 +310,21 @@ def test_a_model_can_be_loaded_quantised(both, quantize):
             AudioGen.get_pretrained(folder, **{"quantize": quantize} | options)
 
 
+def test_lengths_of_padded_text():
+    """Rows of 3, 0 and 1 tokens in 4 slots: kept slots, and zero slots that stand for the rest."""
+    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
+    vectors = torch.ones(3, 4, 2) * mask.unsqueeze(-1)
+    lengths = native._lengths
+    assert lengths(vectors, mask, False, biased=False) == ([3, 0, 1], [1, 4, 3])
+    assert lengths(vectors, mask, False, biased=True) == ([4, 4, 4], [0, 0, 0])
+    assert lengths(vectors + 1, mask, False, biased=False) == ([4, 4, 4], [0, 0, 0])
+    assert lengths(vectors, mask, True, biased=False) == ([3, 4, 1], [0, 0, 0])
+    gap = torch.tensor([[1, 0, 1, 0]])
+    assert lengths(torch.ones(1, 4, 2) * gap.unsqueeze(-1), gap, False, False) == ([3], [1])
+    with pytest.raises(InvalidInputError, match="between two conditions"):
+        lengths(torch.ones(1, 4, 2), gap, True, False)
+
+
 def test_what_it_cannot_run_is_said(both):
     model = AudioGen.get_pretrained("debug", device="cpu")
     reason = why_unsupported(model.lm)
