@@ -41,17 +41,13 @@ class _Rows:
 def _prepare_cross(lm: LMModel, group: RowGroup) -> CrossContext | None:
     """Keys and values of the text, computed once, of the rows that have any.
 
-    Rows without text are all zero, and so is their cross-attention when it has no bias; where such
-    rows come last in the batch they are left out. Asking costs one synchronisation per job.
+    Rows without it come last in a batch with guidance, and are left out.
     """
     source = lm.fuser.cross_input(group.conditions)
     if source is None:
         return None
     vectors, mask = source
-    rows = vectors.shape[0]
-    if lm.transformer.layers[0].cross_attention.in_proj_bias is None:
-        used = vectors.flatten(1).any(dim=1).nonzero()
-        rows = 0 if len(used) == 0 else int(used[-1]) + 1
+    rows = lm.transformer.rows_with_text(vectors)
     if not group.mask_padding:
         return lm.transformer.project_cross(vectors, rows=rows)
     # A row without text attends to its zero vectors, rather than to nothing at all.

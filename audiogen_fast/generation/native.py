@@ -86,6 +86,7 @@ class NativeEngine:
         self.threads = default_threads() if threads is None else threads
         self._decoder = None
         self._capacity = (0, 0, 0)  # rows, positions, text tokens
+        self._running: DecodeJob | None = None  # the last job begun, which owns the caches
 
     def decoder(self, rows: int = 1, positions: int = 2, text: int = 0):
         """The C++ decoder with at least these capacities; the weights are packed only once."""
@@ -182,6 +183,7 @@ class NativeEngine:
         steps = job.sequence.shape[-1]
         longest = 0 if texts[0] is None else max(vectors.shape[1] for vectors, _ in texts)
         decoder = self.decoder(rows, steps, longest)
+        self._running = job
         decoder.begin(rows, self._text_rows(texts), steps)
         if longest:
             self._set_text(decoder, job.groups, texts)
@@ -190,6 +192,10 @@ class NativeEngine:
         sampling, keys = job.sampling, job.keys
         for begin in range(job.start, steps, STEPS_PER_CALL):
             end = min(begin + STEPS_PER_CALL, steps)
+            check(
+                self._running is job,
+                "another generation has begun on this native engine; give each its own engine",
+            )
             try:
                 decoder.run(
                     sequence.data_ptr(),
@@ -219,11 +225,12 @@ class NativeEngine:
         """Rows, from the first, whose cross-attention is not exactly zero."""
         if texts[0] is None:
             return 0
-        rows = [row for vectors, _ in texts for row in vectors]
-        if self.lm.transformer.layers[0].cross_attention.in_proj_bias is not None:
-            return len(rows)
-        used = [index for index, row in enumerate(rows) if bool(row.any())]
-        return used[-1] + 1 if used else 0
+        last = first = 0
+        for vectors, _ in texts:
+            used = self.lm.transformer.rows_with_text(vectors)
+            last = first + used if used else last
+            first += vectors.shape[0]
+        return last
 
 
 def _floats(tensor: Tensor) -> Tensor:

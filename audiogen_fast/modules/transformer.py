@@ -225,6 +225,16 @@ class StreamingTransformer(nn.Module):
             weight.device,
         )
 
+    def rows_with_text(self, source: Tensor) -> int:
+        """Rows of `source` `[B, L, D]`, from the first, whose cross-attention can be non-zero.
+
+        Without a bias it is exactly zero for rows that are all zero. Waits for the device once.
+        """
+        if self.layers[0].cross_attention.in_proj_bias is not None:
+            return source.shape[0]
+        used = source.flatten(1).any(dim=1).nonzero()
+        return 0 if len(used) == 0 else int(used[-1]) + 1
+
     def project_cross(
         self, source: Tensor, mask: Tensor | None = None, rows: int | None = None
     ) -> CrossContext:

@@ -24,15 +24,6 @@ from audiogen_fast.modules.conditioners import ConditioningAttributes
 PARTS = {"lm": "state_dict.bin", "compression_model": "compression_state_dict.bin"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other make tiny models slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def data(project_root: Path) -> Path:
     return project_root / "tests" / "data"

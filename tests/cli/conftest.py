@@ -4,18 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from audiogen_fast.cli import main
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The models are tiny: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -132,6 +132,21 @@ def test_streaming_and_cancelling(both):
     assert torch.equal(model.generate(TEXTS, seed=5), audio)
 
 
+def test_a_stream_that_another_has_interrupted_says_so(both):
+    model, _, engine = both
+    model.engine = engine
+    model.set_generation_params(duration=1.0)
+    expected = model.generate(TEXTS, seed=5)
+    first = model.generate_stream(TEXTS, chunk_duration=0.2, seed=5)
+    next(first)
+    second = model.generate_stream(TEXTS, chunk_duration=0.2, seed=5)
+    pieces = [next(second)]
+    with pytest.raises(InvalidInputError, match="another generation has begun"):
+        list(first)
+    pieces += list(second)
+    assert (torch.cat(pieces, dim=-1) - expected).abs().max() < 1e-5
+
+
 def test_decoders_do_not_disturb_one_another(both):
     model, _, engine = both
     call, _ = CALLS["batch"]
