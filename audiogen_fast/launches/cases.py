@@ -28,6 +28,8 @@ class Case:
     """The same by the plain definition, on the same arguments."""
     quick: bool = True
     """Part of the default test run; the others are for the complete one."""
+    interpreted: bool = True
+    """Small enough for the interpreter to count its bytes."""
 
     def __str__(self) -> str:
         return f"{self.op}[{self.label}]"
