@@ -152,7 +152,7 @@ def text_layout(
 def _fill_prompt(
     lm: LMModel, state: DecodeState, rows: slice, tokens: Tensor, context: CrossContext | None
 ) -> None:
-    """Run the model over all tokens `[n, K, start - 1]` but the last, which the first step feeds."""
+    """Run the model over tokens `[n, K, start - 1]`; the first step feeds the one after them."""
     cache = CacheView(state, rows)
     for chunk in lm.embed(tokens).split(PREFILL_CHUNK, dim=1):
         lm.transformer(chunk, cross=context, cache=cache)
