@@ -1,0 +1,146 @@
+"""The weights of a decode step: views of the model's own, laid out as the step wants them."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from audiogen_fast.models.lm import LMModel
+from audiogen_fast.ops.reference import sin_embedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """Sizes of a language model."""
+
+    layers: int
+    dim: int
+    heads: int
+    hidden: int
+    n_q: int
+    card: int
+    eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+@dataclass
+class Linear:
+    """A linear map: `weight` `[N, K]` and `bias` `[N]` or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass
+class Norm:
+    """A layer norm: float32 `weight` and `bias`, `[D]` each."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass
+class LayerWeights:
+    """One layer. `qkv` has its rows in the order q | k | v, head by head."""
+
+    norm1: Norm
+    qkv: Linear
+    out: Linear
+    norm2: Norm
+    ff1: Linear
+    ff2: Linear
+    norm_cross: Norm | None = None
+    cross_q: Linear | None = None
+    cross_out: Linear | None = None
+
+
+@dataclass
+class StepWeights:
+    """All of a model that a decode step reads.
+
+    Args:
+        size: of the model.
+        tables: `[K, card + 1, D]`, the embedding tables of the codebooks.
+        layers: from the first.
+        out_norm: before the heads.
+        heads: the K output heads as one linear map, `[K * card, D]`, codebook by codebook.
+        max_period, positional_scale: of the sinusoidal positions.
+        dtype: of the activations that enter a product.
+    """
+
+    size: ModelSize
+    tables: Tensor
+    layers: list[LayerWeights]
+    out_norm: Norm
+    heads: Linear
+    max_period: float
+    positional_scale: float
+    dtype: torch.dtype
+    _positions: Tensor | None = field(default=None, repr=False)
+
+    def positions(self, count: int) -> Tensor:
+        """Position embeddings float32 `[at least count, D]`, scaled; at a fixed address until a
+        larger count is asked for."""
+        if self._positions is None or len(self._positions) < count:
+            index = torch.arange(count, device=self.tables.device)
+            table = sin_embedding(index, self.size.dim, self.max_period)
+            self._positions = self.positional_scale * table
+        return self._positions
+
+
+@torch.no_grad()
+def step_weights(lm: LMModel) -> StepWeights:
+    """The weights of `lm`, without copies where its own layout is the wanted one."""
+    layers, dim = lm.transformer.layers, lm.dim
+    size = ModelSize(
+        layers=len(layers),
+        dim=dim,
+        heads=layers[0].self_attn.num_heads,
+        hidden=layers[0].linear1.out_features,
+        n_q=lm.n_q,
+        card=lm.card,
+        eps=layers[0].norm1.eps,
+    )
+    biased = lm.linears[0].bias is not None
+    return StepWeights(
+        size=size,
+        tables=torch.stack([table.weight.detach() for table in lm.emb]),
+        layers=[_layer(layer, dim) for layer in layers],
+        out_norm=_norm(lm.out_norm),
+        heads=Linear(
+            torch.cat([head.weight.detach() for head in lm.linears]),
+            torch.cat([head.bias.detach() for head in lm.linears]) if biased else None,
+        ),
+        max_period=lm.transformer.max_period,
+        positional_scale=lm.transformer.positional_scale,
+        dtype=layers[0].linear1.weight.dtype,
+    )
+
+
+def _layer(layer: torch.nn.Module, dim: int) -> LayerWeights:
+    own, cross = layer.self_attn, layer.cross_attention
+    weights = LayerWeights(
+        norm1=_norm(layer.norm1),
+        qkv=_linear(own.in_proj_weight, own.in_proj_bias),
+        out=_linear(own.out_proj.weight, own.out_proj.bias),
+        norm2=_norm(layer.norm2),
+        ff1=_linear(layer.linear1.weight, layer.linear1.bias),
+        ff2=_linear(layer.linear2.weight, layer.linear2.bias),
+    )
+    if cross is not None:
+        bias = None if cross.in_proj_bias is None else cross.in_proj_bias[:dim]
+        weights.norm_cross = _norm(layer.norm_cross)
+        weights.cross_q = _linear(cross.in_proj_weight[:dim], bias)
+        weights.cross_out = _linear(cross.out_proj.weight, cross.out_proj.bias)
+    return weights
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    return Linear(weight.detach(), None if bias is None else bias.detach())
+
+
+def _norm(module: torch.nn.LayerNorm) -> Norm:
+    return Norm(module.weight.detach().float(), module.bias.detach().float())
