@@ -1,12 +1,14 @@
 """The engines by name."""
 
 from audiogen_fast.errors import check
+from audiogen_fast.generation.cuda_graph.engine import CudaGraphEngine
+from audiogen_fast.generation.cuda_graph.support import why_unsupported
 from audiogen_fast.generation.eager import EagerEngine
 from audiogen_fast.generation.job import Engine
 from audiogen_fast.generation.native import NativeEngine
 from audiogen_fast.models.lm import LMModel
 
-ENGINES = {"eager": EagerEngine, "native": NativeEngine}
+ENGINES = {"cuda_graph": CudaGraphEngine, "eager": EagerEngine, "native": NativeEngine}
 QUANTIZED = ("int8", "int4")
 
 
@@ -29,12 +31,15 @@ def check_choice(engine: str | Engine, quantize: str | None = None) -> None:
 def make_engine(engine: str | Engine, lm: LMModel, quantize: str | None = None) -> Engine:
     """The engine of that name; an engine is returned as is.
 
-    `auto` is the eager engine: the native one keeps a second copy of the weights, which only the
-    caller can say there is room for. With `quantize` it is the native one, in that format.
+    `auto` is `cuda_graph` for a model on a CUDA device that it supports, and else the eager engine:
+    the native one keeps a second copy of the weights, which only the caller can say there is room
+    for. With `quantize` it is the native one, in that format.
     """
     check_choice(engine, quantize)
     if quantize is not None:
         return NativeEngine(lm, quantize, kv="bfloat16")
     if not isinstance(engine, str):
         return engine
-    return ENGINES["eager" if engine == "auto" else engine](lm)
+    if engine == "auto":
+        engine = "eager" if why_unsupported(lm) else "cuda_graph"
+    return ENGINES[engine](lm)

@@ -125,8 +125,11 @@ class DecodeState:
         self.step = torch.ones(B, dtype=torch.int32, device=self.device)
         self.ends = torch.ones_like(self.step)
         self.positions = zeros(R, dtype=torch.int32)
-        self.seeds, self.items, self.draws = zeros(3, B, dtype=torch.int64)
-        self.temperature, self.top_p, self.cfg_coef = zeros(3, B, dtype=torch.float32)
+        # Each an allocation of its own: kernels are compiled for aligned addresses.
+        self.seeds, self.items, self.draws = (zeros(B, dtype=torch.int64) for _ in range(3))
+        self.temperature, self.top_p, self.cfg_coef = (
+            zeros(B, dtype=torch.float32) for _ in range(3)
+        )
         self.top_k = zeros(B, dtype=torch.int32)
         # Zero, because a masked slot still takes part in a product, where NaN would spread.
         self._kv = zeros(size.layers, 2, R, size.heads, S, size.head_dim, dtype=kv_dtype)
@@ -136,7 +139,8 @@ class DecodeState:
         self._text = zeros(*text_shape, dtype=text_dtype)
         self.text_keys: list[Tensor] = [layer[0] for layer in self._text]
         self.text_values: list[Tensor] = [layer[1] for layer in self._text]
-        self.text_lengths, self.text_pads = zeros(2, shape.text_rows, dtype=torch.int32)
+        self.text_lengths = zeros(shape.text_rows, dtype=torch.int32)
+        self.text_pads = zeros(shape.text_rows, dtype=torch.int32)
         self.x = zeros(R, size.dim, dtype=torch.float32)
         self.logits = zeros(B, K, size.card, dtype=torch.float32)
         self._buffers: dict[str, Tensor] = {}
@@ -226,15 +230,14 @@ class DecodeState:
         return [slice(start, start + n) for start in starts]
 
     @torch.no_grad()
-    def set_text(
-        self,
-        rows: slice,
-        layer: int,
-        keys: Tensor,
-        values: Tensor,
-    ) -> None:
+    def set_text(self, rows: slice, layer: int, keys: Tensor, values: Tensor) -> None:
         """Text of some rows in one layer: keys and values `[n, H, l, d]`, l at most L."""
         length = keys.shape[2]
         for target, source in ((self.text_keys, keys), (self.text_values, values)):
             target[layer][rows, :, :length] = source
             target[layer][rows, :, length:] = 0
+
+    @torch.no_grad()
+    def clear_text(self, rows: slice) -> None:
+        """Zero the text of some rows in all layers; their lengths stay."""
+        self._text[:, :, rows].zero_()

@@ -79,16 +79,16 @@ class StepWeights:
     max_period: float
     positional_scale: float
     dtype: torch.dtype
-    _positions: Tensor | None = field(default=None, repr=False)
+    _positions: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def positions(self, count: int) -> Tensor:
-        """Position embeddings float32 `[at least count, D]`, scaled; at a fixed address until a
-        larger count is asked for."""
-        if self._positions is None or len(self._positions) < count:
+        """Position embeddings float32 `[count, D]`, scaled; always the same tensor for a count,
+        because graphs remember its address."""
+        if count not in self._positions:
             index = torch.arange(count, device=self.tables.device)
             table = sin_embedding(index, self.size.dim, self.max_period)
-            self._positions = self.positional_scale * table
-        return self._positions
+            self._positions[count] = self.positional_scale * table
+        return self._positions[count]
 
 
 @torch.no_grad()

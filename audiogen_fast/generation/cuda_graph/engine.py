@@ -1,0 +1,158 @@
+"""The engine `cuda_graph`: captured decode steps, replayed without waiting for the device."""
+
+import contextlib
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import torch
+
+from audiogen_fast.errors import DeviceMemoryError, check
+from audiogen_fast.generation.cuda_graph.graphs import CapturePool, GraphedSteps, graphs_enabled
+from audiogen_fast.generation.cuda_graph.prefill import fill, halves, prepare_text, shape_of
+from audiogen_fast.generation.cuda_graph.state import DecodeState, StateShape, position_range
+from audiogen_fast.generation.cuda_graph.support import why_unsupported_model
+from audiogen_fast.generation.cuda_graph.torch_step import torch_steps
+from audiogen_fast.generation.cuda_graph.weights import StepWeights, step_weights
+from audiogen_fast.generation.job import DecodeJob
+from audiogen_fast.models.lm import LMModel
+
+# Steps of one graph: progress, cancelling and streaming come back this often.
+STEPS_PER_REPLAY = 8
+# States kept for jobs of other sizes, each with its caches and graphs.
+KEPT_STATES = 4
+
+
+class CudaGraphEngine:
+    """Decodes with captured steps over static caches.
+
+    Args:
+        lm: a model `why_unsupported_model` has nothing against.
+        kv: dtype of the caches; None for that of the weights.
+        captured: run steps as CUDA graphs, which needs a CUDA device; without, the same steps are
+            launched one by one, on any device. None captures on a CUDA device unless
+            `AUDIOGEN_FAST_CUDA_GRAPH=0`.
+    """
+
+    name = "cuda_graph"
+
+    def __init__(self, lm: LMModel, kv: torch.dtype | None = None, captured: bool | None = None):
+        reason = why_unsupported_model(lm)
+        check(reason is None, f"the cuda_graph engine cannot run this model: {reason}")
+        self.lm, self.kv = lm, kv
+        self.pool = CapturePool(lm.device)
+        check(
+            not captured or lm.device.type == "cuda",
+            f"captured needs a model on a CUDA device, got one on {lm.device}",
+        )
+        self.pool.enabled &= graphs_enabled() if captured is None else captured
+        self._weights: StepWeights | None = None
+        self._states: OrderedDict[StateShape, tuple[DecodeState, GraphedSteps]] = OrderedDict()
+        self._running: DecodeJob | None = None  # the last job begun, which owns the states
+        self._lock = threading.Lock()
+        self._last_work: torch.cuda.Event | None = None
+
+    @property
+    def weights(self) -> StepWeights:
+        """The weights as the steps read them, laid out at the first use."""
+        if self._weights is None:
+            self._weights = step_weights(self.lm)
+        return self._weights
+
+    def state(self, shape: StateShape) -> tuple[DecodeState, GraphedSteps]:
+        """The state of that shape and its steps: kept from an earlier job, or new."""
+        if shape not in self._states:
+            while len(self._states) >= KEPT_STATES:
+                self._states.popitem(last=False)
+            made = None
+            with contextlib.suppress(torch.OutOfMemoryError):
+                made = self._new_state(shape)
+            if made is None:
+                self.free()  # states of other sizes may be what is in the way
+                made = self._new_state(shape)
+            self._states[shape] = made
+        self._states.move_to_end(shape)
+        return self._states[shape]
+
+    def _new_state(self, shape: StateShape) -> tuple[DecodeState, GraphedSteps]:
+        weights = self.weights
+        kv = weights.dtype if self.kv is None else self.kv
+        state = DecodeState(weights.size, shape, kv, weights.dtype, self.lm.device)
+        weights.positions(shape.positions)
+        return state, GraphedSteps(self.pool, functools.partial(torch_steps, weights, state))
+
+    def free(self) -> None:
+        """Give the memory of all states and graphs back; the next job makes new ones."""
+        cuda = self.lm.device.type == "cuda"
+        if cuda:
+            torch.cuda.synchronize(self.lm.device)  # a replay may still be using it
+        self._states.clear()
+        self.pool = self.pool.renewed()
+        if cuda:
+            torch.cuda.empty_cache()
+
+    def run(self, job: DecodeJob) -> Iterator[int]:
+        """See `Engine.run`; yields after every `STEPS_PER_REPLAY` steps.
+
+        Raises:
+            DeviceMemoryError: the device has too little memory; the engine has freed what it held.
+            InvalidInputError: another generation has begun on this engine meanwhile.
+        """
+        steps = job.sequence.shape[-1]
+        state, run_steps = self._guarded(job, self._start, job)
+        for begin in range(job.start, steps, STEPS_PER_REPLAY):
+            end = min(begin + STEPS_PER_REPLAY, steps)
+            # A step attends to as many positions as its number says.
+            limit = min(position_range(end - 1), state.shape.positions)
+            self._guarded(job, self._advance, job, state, run_steps, limit)
+            yield end - job.start
+
+    def _start(self, job: DecodeJob) -> tuple[DecodeState, GraphedSteps]:
+        self._running = job
+        self._wait_for_last_work()
+        groups = halves(job)
+        contexts = prepare_text(self.lm, groups)
+        state, run_steps = self.state(shape_of(job, groups, contexts))
+        state.release(0, state.shape.slots)
+        fill(self.lm, state, job, groups, contexts)
+        return state, run_steps
+
+    def _advance(
+        self, job: DecodeJob, state: DecodeState, run_steps: GraphedSteps, limit: int
+    ) -> None:
+        check(
+            self._running is job,
+            "another generation has begun on this cuda_graph engine; give each its own engine",
+        )
+        self._wait_for_last_work()
+        run_steps(limit, STEPS_PER_REPLAY, not job.sampling.greedy)
+        sounds, _, steps = job.sequence.shape
+        job.sequence.copy_(state.sequence[:sounds, :, :steps])
+        self._mark_last_work()
+
+    def _guarded(self, job: DecodeJob, work, *args):
+        """`work(*args)` alone, with running out of memory told in the user's terms."""
+        with self._lock:
+            try:
+                return work(*args)
+            except torch.OutOfMemoryError as error:
+                reason = str(error)
+            # Out of the handler, because its traceback holds tensors that are to be freed.
+            self._running = None
+            self.free()
+        sounds, _, steps = job.sequence.shape
+        raise DeviceMemoryError(
+            f"the device ran out of memory while decoding {sounds} sounds of {steps} steps with "
+            f"{self.weights.dtype} weights; lower the number of descriptions per call, the "
+            f"duration, or the dtype: {reason}"
+        )
+
+    def _wait_for_last_work(self) -> None:
+        """Order this thread's stream after what another one may have left running."""
+        if self._last_work is not None:
+            torch.cuda.current_stream(self.lm.device).wait_event(self._last_work)
+
+    def _mark_last_work(self) -> None:
+        if self.lm.device.type == "cuda":
+            self._last_work = torch.cuda.current_stream(self.lm.device).record_event()
