@@ -80,24 +80,19 @@ def machine_code(
     """Name of a case -> for each of its kernels what it compiled to, by capability."""
     from audiogen_fast.launches.examine import examine, record_case
 
-    launches = {str(case): record_case(case) for case in cases}
-    every = [launch for group in launches.values() for launch in group]
-    examined = {c: iter(found) for c, found in examine(every, capabilities, processes).items()}
+    launches = {(str(case), c): record_case(case, c) for case in cases for c in capabilities}
+    jobs = [(launch, place[1]) for place, group in launches.items() for launch in group]
+    examined = iter(examine(jobs, processes))
     result: dict[str, list[dict[str, Any]]] = {}
-    for name, group in launches.items():
-        result[name] = []
-        for launch in group:
-            found = {c: next(examined[c]) for c in capabilities}
-            compiled = {
-                c: {
-                    **(asdict(one.code) if one.code else {}),
-                    "complaints": one.complaints(),
-                }
-                for c, one in found.items()
-            }
-            result[name].append(
-                {"kernel": launch.name, "grid": launch.grid, "compiled": compiled}
-            )
+    for (name, capability), group in launches.items():
+        kernels = result.setdefault(name, [])
+        for index, launch in enumerate(group):
+            one = next(examined)
+            facts = asdict(one.code) if one.code else {}
+            facts |= {"grid": launch.grid, "complaints": one.complaints()}
+            if index == len(kernels):
+                kernels.append({"kernel": launch.name, "compiled": {}})
+            kernels[index]["compiled"][capability] = facts
     return result
 
 
@@ -116,6 +111,7 @@ def count_traffic(cases: list[Case], out: Path) -> None:
     """Run every case interpreted on the CPU and write the bytes that it moved."""
     import torch
 
+    from audiogen_fast.launches.compile import processors_of
     from audiogen_fast.launches.traffic import counting
 
     torch.set_num_threads(2)
@@ -124,7 +120,7 @@ def count_traffic(cases: list[Case], out: Path) -> None:
         if not case.interpreted:
             continue
         call = case.prepare(torch.device("cpu"))
-        with counting() as moved, torch.no_grad():
+        with processors_of(90), counting() as moved, torch.no_grad():
             call()
         counted[str(case)] = {
             "needed": case.needed_bytes,
@@ -179,7 +175,17 @@ def document(report: dict[str, Any], cases: list[Case]) -> str:
             "matrix instructions.",
             "",
             *_table(
-                ["op", "case", "kernel", "registers", "spills", "shared", "warps", "load", "matrix"],
+                [
+                    "op",
+                    "case",
+                    "kernel",
+                    "registers",
+                    "spills",
+                    "shared",
+                    "warps",
+                    "load",
+                    "matrix",
+                ],
                 _code_rows(report, capabilities),
             ),
             "",
@@ -203,7 +209,9 @@ def document(report: dict[str, Any], cases: list[Case]) -> str:
             ", ".join(f"{n} {g.bandwidth / 1e12:.2f} TB/s" for n, g in floors.GPUS.items()) + ".",
             "These are floors, not measurements.",
             "",
-            *_table(["weights", "descriptions", "launches", "GB", *floors.GPUS], _step_rows(report)),
+            *_table(
+                ["weights", "descriptions", "launches", "GB", *floors.GPUS], _step_rows(report)
+            ),
             "",
         ]
     )

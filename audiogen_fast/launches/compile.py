@@ -8,10 +8,12 @@ alignment included.
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from audiogen_fast.kernels import _launch
 from audiogen_fast.launches.record import Launch, find_kernel, launch_value
 
 CAPABILITIES = (80, 90, 100, 120)
@@ -20,6 +22,16 @@ CAPABILITIES = (80, 90, 100, 120)
 # Bytes of shared memory that one program may use (CUDA C++ Programming Guide, compute
 # capabilities). 86 and 89 (RTX 30 and 40, L4, L40S) run code for 80 and have as much as 120.
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+
+MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
+"""Of the A100, RTX 3090, RTX 4090, H100, B200 and RTX 5090: launchers choose by them."""
+
+
+@contextlib.contextmanager
+def processors_of(capability: int) -> Iterator[None]:
+    """Let launchers choose as they would on a GPU of that capability, wherever they run."""
+    with mock.patch.object(_launch, "multiprocessors", lambda device: MULTIPROCESSORS[capability]):
+        yield
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:

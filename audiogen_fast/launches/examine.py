@@ -1,7 +1,7 @@
 """Compiles many launches at once and reads them: the work of the compile tests and the report."""
 
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from audiogen_fast.launches.cases import Case
-from audiogen_fast.launches.compile import CAPABILITIES, SHARED_MEMORY, compile_launch
+from audiogen_fast.launches.compile import SHARED_MEMORY, compile_launch, processors_of
 from audiogen_fast.launches.machine_code import MachineCode, narrow_loads, read
 from audiogen_fast.launches.record import Launch, recording
 
@@ -40,40 +40,29 @@ class Examined:
         return found
 
 
-def record_case(case: Case) -> list[Launch]:
-    """The launches of a case, nothing computed."""
-    with recording(execute=False) as launches, torch.no_grad():
+def record_case(case: Case, capability: int) -> list[Launch]:
+    """The launches of a case on a GPU of that capability, nothing computed."""
+    with processors_of(capability), recording(execute=False) as launches, torch.no_grad():
         case.prepare(torch.device("meta"))()
     return launches
 
 
-def examine(
-    launches: Iterable[Launch],
-    capabilities: Sequence[int] = CAPABILITIES,
-    processes: int = 2,
-) -> dict[int, list[Examined]]:
-    """Compile launches for each capability, several at a time.
+def examine(jobs: Iterable[tuple[Launch, int]], processes: int = 2) -> list[Examined]:
+    """Compile launches for a capability each, several at a time, and read the results.
 
-    Returns:
-        capability -> one entry for each launch, in order. Launches that are alike in everything
-        but addresses and grids are compiled once.
+    Launches that are alike in everything but shapes and grids are compiled once.
     """
-    launches = list(launches)
-    jobs = [(launch, capability) for capability in capabilities for launch in _unique(launches)]
-    if processes > 1 and len(jobs) > 1:
+    jobs = list(jobs)
+    different = {(_key(launch), capability): (launch, capability) for launch, capability in jobs}
+    if processes > 1 and len(different) > 1:
         # A new interpreter each: a forked one would share locks with threads of torch.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
-            codes = list(pool.map(_examine, jobs))
+        with ProcessPoolExecutor(min(processes, len(different)), mp_context=context) as pool:
+            codes = list(pool.map(_examine, different.values()))
     else:
-        codes = [_examine(job) for job in jobs]
-    found = {(_key(job[0]), job[1]): code for job, code in zip(jobs, codes, strict=True)}
-    result: dict[int, list[Examined]] = {}
-    for capability in capabilities:
-        result[capability] = [
-            Examined(launch, *found[_key(launch), capability]) for launch in launches
-        ]
-    return result
+        codes = [_examine(job) for job in different.values()]
+    found = dict(zip(different, codes, strict=True))
+    return [Examined(launch, *found[_key(launch), capability]) for launch, capability in jobs]
 
 
 def _examine(job: tuple[Launch, int]) -> tuple[MachineCode | None, str]:
@@ -91,7 +80,3 @@ def _key(launch: Launch) -> Any:
         for name, value in launch.arguments.items()
     ]
     return repr((launch.kernel, arguments, sorted(launch.options.items())))
-
-
-def _unique(launches: Sequence[Launch]) -> list[Launch]:
-    return list({_key(launch): launch for launch in launches}.values())

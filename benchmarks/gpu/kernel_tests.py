@@ -15,8 +15,9 @@ _AT_ONCE = 6
 def items(options: Options) -> list[str]:
     """Groups of files, by commas."""
     folder = ROOT / options.kernel_tests
-    files = sorted(str(path.relative_to(ROOT)) for path in folder.glob("test_*.py"))
-    files += [f"{path.relative_to(ROOT)}" for path in _files_with_gpu_tests()]
+    files = sorted(str(path) for path in folder.glob("test_*.py"))
+    if options.device == "cuda":
+        files += [str(path) for path in _files_with_gpu_tests()]
     return [",".join(files[i : i + _AT_ONCE]) for i in range(0, len(files), _AT_ONCE)]
 
 
@@ -24,15 +25,14 @@ def _files_with_gpu_tests() -> list[Path]:
     """Files outside the kernel tests that mark tests as in need of a GPU."""
     found = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        inside = "kernels" in path.relative_to(ROOT).parts
-        if not inside and "mark.gpu" in path.read_text(encoding="utf-8"):
+        if "kernels" not in path.parts and "mark.gpu" in path.read_text(encoding="utf-8"):
             found.append(path)
     return found
 
 
 def measure(item: str, options: Options) -> dict[str, Any]:
     processes = {name: _start(name) for name in item.split(",")}
-    files = {name: _outcome(process) for name, process in processes.items()}
+    files = {Path(name).name: _outcome(process) for name, process in processes.items()}
     counts = {
         key: sum(one[key] for one in files.values())
         for key in ("passed", "failed", "errors", "skipped")
@@ -45,7 +45,7 @@ def measure(item: str, options: Options) -> dict[str, Any]:
 
 def _start(name: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
-    marks = [] if "kernels" in Path(name).parts else ["-m", "gpu"]
+    marks = ["-m", "gpu"] if Path(name) in _files_with_gpu_tests() else []
     return subprocess.Popen(
         [*command, *marks, "--tb=line", name],
         cwd=ROOT,

@@ -29,17 +29,21 @@ def complaints(request):
             for item in request.session.items
             if getattr(item, "callspec", None) and item.path == request.path
         }
-        launches = {name: record_case(CASES[name]) for name in CASES if name in wanted}
-        results = examine([launch for group in launches.values() for launch in group])
+        launches = {
+            (name, capability): record_case(CASES[name], capability)
+            for name in sorted(wanted)
+            for capability in CAPABILITIES
+        }
+        jobs = [(launch, place[1]) for place, group in launches.items() for launch in group]
+        examined = iter(examine(jobs))
     found = {}
-    for capability, examined in results.items():
-        remaining = iter(examined)
-        for name, group in launches.items():
-            lines = [(next(remaining), launch.name) for launch in group]
-            found[name, capability] = [
-                f"{kernel} {complaint}" for one, kernel in lines for complaint in one.complaints()
-            ]
-            assert lines, f"{name} launched nothing"
+    for (name, capability), group in launches.items():
+        assert group, f"{name} launched nothing"
+        found[name, capability] = [
+            f"{launch.name} {complaint}"
+            for launch in group
+            for complaint in next(examined).complaints()
+        ]
     return found
 
 

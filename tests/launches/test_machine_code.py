@@ -49,7 +49,7 @@ def meta(*shape, dtype=torch.float32):
 def compiled(launcher, capability=90):
     with recording(execute=False) as launches:
         launcher()
-    (one,) = examine(launches, [capability], processes=1)[capability]
+    (one,) = examine([(launches[0], capability)], processes=1)
     assert not one.error, one.error
     return one
 
@@ -123,7 +123,7 @@ def test_loads_without_an_argument_are_reported():
 def test_compile_error_is_a_result():
     with recording(execute=False) as launches:
         dot_kernel[(1,)](meta(9), meta(9), meta(9), N=3)
-    (one,) = examine(launches, [90], processes=1)[90]
+    (one,) = examine([(launches[0], 90)], processes=1)
     assert one.complaints()[0].startswith("does not compile: CompilationError")
 
 
