@@ -13,6 +13,7 @@ from audiogen_fast.generation.cuda_graph.state import DecodeState
 from audiogen_fast.generation.cuda_graph.weights import LayerWeights, Linear, Norm, StepWeights
 from audiogen_fast.generation.job import UNKNOWN
 from audiogen_fast.ops import reference
+from audiogen_fast.ops.weight_formats import QuantizedWeight, dequantize
 
 
 @torch.no_grad()
@@ -148,4 +149,7 @@ def _norm(norm: Norm, x: Tensor, weights: StepWeights) -> Tensor:
 
 
 def _linear(linear: Linear, x: Tensor, weights: StepWeights) -> Tensor:
-    return F.linear(x.to(weights.dtype), linear.weight, linear.bias)
+    weight = linear.weight
+    if isinstance(weight, QuantizedWeight):
+        weight = dequantize(weight).to(weights.dtype)
+    return F.linear(x.to(weights.dtype), weight, linear.bias)
