@@ -133,7 +133,7 @@ def _write(state: DecodeState, drawn: Tensor) -> None:
     place = state.step.long().clamp(max=steps - 1).view(-1, 1, 1).expand(-1, state.size.n_q, 1)
     held = state.sequence.gather(2, place)
     coded = state.pattern_mask.gather(2, place)
-    code = drawn.unsqueeze(2).masked_fill(~coded, state.size.card)  # the special token
+    code = drawn.unsqueeze(2).masked_fill(coded.logical_not(), state.size.card)  # the special token
     # Codes of a prompt that the pattern delays past the start are kept.
     wanted = (held == UNKNOWN) & state.active.view(-1, 1, 1)
     state.sequence.scatter_(2, place, torch.where(wanted, code, held))
