@@ -23,8 +23,8 @@ def check_choice(engine: str | Engine, quantize: str | None = None) -> None:
         f"quantize must be one of {QUANTIZED} or None, got {quantize!r}",
     )
     check(
-        quantize is None or engine in ("auto", "native"),
-        f"quantize needs the native engine, got engine={engine!r}",
+        quantize is None or engine in ("auto", "native", "cuda_graph"),
+        f"quantize needs the engine native (CPU) or cuda_graph (CUDA), got engine={engine!r}",
     )
 
 
@@ -33,13 +33,18 @@ def make_engine(engine: str | Engine, lm: LMModel, quantize: str | None = None) 
 
     `auto` is `cuda_graph` for a model on a CUDA device that it supports, and else the eager engine:
     the native one keeps a second copy of the weights, which only the caller can say there is room
-    for. With `quantize` it is the native one, in that format.
+    for. With `quantize`, which asks for such a copy, it is `native` on a CPU.
     """
     check_choice(engine, quantize)
-    if quantize is not None:
-        return NativeEngine(lm, quantize, kv="bfloat16")
     if not isinstance(engine, str):
         return engine
+    graph_reason = why_unsupported(lm)
     if engine == "auto":
-        engine = "eager" if why_unsupported(lm) else "cuda_graph"
+        other = "eager" if quantize is None else "native"
+        engine = other if graph_reason else "cuda_graph"
+    if engine == "cuda_graph":
+        check(graph_reason is None, f"the cuda_graph engine cannot run this model: {graph_reason}")
+        return CudaGraphEngine(lm, quantize)
+    if quantize is not None:
+        return NativeEngine(lm, quantize, kv="bfloat16")
     return ENGINES[engine](lm)

@@ -17,6 +17,7 @@ from audiogen_fast.generation.cuda_graph.torch_step import torch_steps
 from audiogen_fast.generation.cuda_graph.weights import StepWeights, step_weights
 from audiogen_fast.generation.job import DecodeJob
 from audiogen_fast.models.lm import LMModel
+from audiogen_fast.ops.weight_formats import FORMATS
 
 # Steps of one graph: progress, cancelling and streaming come back this often.
 STEPS_PER_REPLAY = 8
@@ -29,6 +30,8 @@ class CudaGraphEngine:
 
     Args:
         lm: a model `why_unsupported_model` has nothing against.
+        weights: `int8` or `int4` to decode with a packed copy of the weights (a prompt is read
+            with the model's own); None for those of the model.
         kv: dtype of the caches; None for that of the weights.
         captured: run steps as CUDA graphs, which needs a CUDA device; without, the same steps are
             launched one by one, on any device. None captures on a CUDA device unless
@@ -37,10 +40,20 @@ class CudaGraphEngine:
 
     name = "cuda_graph"
 
-    def __init__(self, lm: LMModel, kv: torch.dtype | None = None, captured: bool | None = None):
+    def __init__(
+        self,
+        lm: LMModel,
+        weights: str | None = None,
+        kv: torch.dtype | None = None,
+        captured: bool | None = None,
+    ):
+        check(
+            weights is None or weights in FORMATS,
+            f"weights must be one of {FORMATS} or None, got {weights!r}",
+        )
         reason = why_unsupported_model(lm)
         check(reason is None, f"the cuda_graph engine cannot run this model: {reason}")
-        self.lm, self.kv = lm, kv
+        self.lm, self.format, self.kv = lm, weights, kv
         self.pool = CapturePool(lm.device)
         check(
             not captured or lm.device.type == "cuda",
@@ -53,11 +66,10 @@ class CudaGraphEngine:
         self._lock = threading.Lock()
         self._last_work: torch.cuda.Event | None = None
 
-    @property
     def weights(self) -> StepWeights:
         """The weights as the steps read them, laid out at the first use."""
         if self._weights is None:
-            self._weights = step_weights(self.lm)
+            self._weights = step_weights(self.lm, self.format)
         return self._weights
 
     def state(self, shape: StateShape) -> tuple[DecodeState, GraphedSteps]:
@@ -76,7 +88,7 @@ class CudaGraphEngine:
         return self._states[shape]
 
     def _new_state(self, shape: StateShape) -> tuple[DecodeState, GraphedSteps]:
-        weights = self.weights
+        weights = self.weights()
         kv = weights.dtype if self.kv is None else self.kv
         state = DecodeState(weights.size, shape, kv, weights.dtype, self.lm.device)
         weights.positions(shape.positions)
@@ -144,8 +156,9 @@ class CudaGraphEngine:
         sounds, _, steps = job.sequence.shape
         raise DeviceMemoryError(
             f"the device ran out of memory while decoding {sounds} sounds of {steps} steps with "
-            f"{self.weights.dtype} weights; lower the number of descriptions per call, the "
-            f"duration, or the dtype: {reason}"
+            f"{self.format or self.lm.transformer.layers[0].linear1.weight.dtype} weights; lower "
+            "the number of descriptions per call, the duration, or the dtype (int8 and int4 too, "
+            f"by quantize=): {reason}"
         )
 
     def _wait_for_last_work(self) -> None:

@@ -76,11 +76,12 @@ def fill(
     job: DecodeJob,
     groups: list[RowGroup],
     contexts: list[CrossContext | None],
+    first: int = 0,
 ) -> None:
-    """Admit the sounds of a job to slots 0 and up, with their text and their prompt."""
+    """Admit the sounds of a job to slots `first` and up, with their text and their prompt."""
     sounds, keys = job.sequence.shape[0], job.keys
     state.admit(
-        0,
+        first,
         job.sequence,
         job.pattern_mask,
         job.start,
@@ -90,7 +91,7 @@ def fill(
         job.sampling,
         job.cfg_coef,
     )
-    for rows, group, context in zip(state.row_slices(0, sounds), groups, contexts, strict=True):
+    for rows, group, context in zip(state.row_slices(first, sounds), groups, contexts, strict=True):
         if rows.stop <= state.shape.text_rows:
             _fill_text(lm, state, rows, group, context)
         if job.start > 1:

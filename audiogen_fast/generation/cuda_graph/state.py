@@ -133,12 +133,14 @@ class DecodeState:
         self.top_k = zeros(B, dtype=torch.int32)
         # Zero, because a masked slot still takes part in a product, where NaN would spread.
         self._kv = zeros(size.layers, 2, R, size.heads, S, size.head_dim, dtype=kv_dtype)
-        self.keys: list[Tensor] = [layer[0] for layer in self._kv]
-        self.values: list[Tensor] = [layer[1] for layer in self._kv]
+        keys, values = self._kv.unbind(1)
+        self.keys: list[Tensor] = list(keys.unbind())
+        self.values: list[Tensor] = list(values.unbind())
         text_shape = (size.layers, 2, shape.text_rows, size.heads, shape.text, size.head_dim)
         self._text = zeros(*text_shape, dtype=text_dtype)
-        self.text_keys: list[Tensor] = [layer[0] for layer in self._text]
-        self.text_values: list[Tensor] = [layer[1] for layer in self._text]
+        keys, values = self._text.unbind(1)
+        self.text_keys: list[Tensor] = list(keys.unbind())
+        self.text_values: list[Tensor] = list(values.unbind())
         self.text_lengths = zeros(shape.text_rows, dtype=torch.int32)
         self.text_pads = zeros(shape.text_rows, dtype=torch.int32)
         self.x = zeros(R, size.dim, dtype=torch.float32)

@@ -13,6 +13,7 @@ from audiogen_fast.generation.cuda_graph.state import DecodeState
 from audiogen_fast.generation.cuda_graph.weights import LayerWeights, Linear, Norm, StepWeights
 from audiogen_fast.generation.job import UNKNOWN
 from audiogen_fast.ops import reference
+from audiogen_fast.ops.weight_formats import QuantizedWeight, dequantize
 
 
 @torch.no_grad()
@@ -132,7 +133,7 @@ def _write(state: DecodeState, drawn: Tensor) -> None:
     place = state.step.long().clamp(max=steps - 1).view(-1, 1, 1).expand(-1, state.size.n_q, 1)
     held = state.sequence.gather(2, place)
     coded = state.pattern_mask.gather(2, place)
-    code = drawn.unsqueeze(2).masked_fill(~coded, state.size.card)  # the special token
+    code = drawn.unsqueeze(2).masked_fill(coded.logical_not(), state.size.card)  # the special token
     # Codes of a prompt that the pattern delays past the start are kept.
     wanted = (held == UNKNOWN) & state.active.view(-1, 1, 1)
     state.sequence.scatter_(2, place, torch.where(wanted, code, held))
@@ -148,4 +149,7 @@ def _norm(norm: Norm, x: Tensor, weights: StepWeights) -> Tensor:
 
 
 def _linear(linear: Linear, x: Tensor, weights: StepWeights) -> Tensor:
-    return F.linear(x.to(weights.dtype), linear.weight, linear.bias)
+    weight = linear.weight
+    if isinstance(weight, QuantizedWeight):
+        weight = dequantize(weight).to(weights.dtype)
+    return F.linear(x.to(weights.dtype), weight, linear.bias)
