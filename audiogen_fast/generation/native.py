@@ -150,8 +150,9 @@ class NativeEngine:
             norm("norm2", index, layer.norm2)
             cross = layer.cross_attention
             if cross is not None:
-                bias = None if cross.in_proj_bias is None else cross.in_proj_bias[:dim]
-                matrix("cross_q", index, cross.in_proj_weight[:dim], bias)
+                weight, bias = cross.in_proj_weight, cross.in_proj_bias
+                matrix("cross_q", index, weight[:dim], None if bias is None else bias[:dim])
+                matrix("cross_kv", index, weight[dim:], None if bias is None else bias[dim:])
                 matrix("cross_out", index, cross.out_proj.weight, cross.out_proj.bias)
                 norm("norm_cross", index, layer.norm_cross)
         heads = torch.cat([head.weight for head in lm.linears])
@@ -169,11 +170,9 @@ class NativeEngine:
         biased = self.lm.transformer.layers[0].cross_attention.in_proj_bias is not None
         for group, (vectors, mask) in zip(groups, texts, strict=True):
             lengths, pads = _lengths(vectors, mask, group.mask_padding, biased)
-            for index, layer in enumerate(self.lm.transformer.layers):
-                keys, values = (_floats(t) for t in layer.cross_attention.project_kv(vectors))
-                for row, (length, pad) in enumerate(zip(lengths, pads, strict=True)):
-                    k, v = (t[row, :, :length].contiguous() for t in (keys, values))
-                    decoder.set_text(first + row, index, k.data_ptr(), v.data_ptr(), length, pad)
+            for row, (length, pad) in enumerate(zip(lengths, pads, strict=True)):
+                kept = _floats(vectors[row, :length])
+                decoder.set_text(first + row, kept.data_ptr(), length, pad)
             first += group.rows
 
     def run(self, job: DecodeJob) -> Iterator[int]:
