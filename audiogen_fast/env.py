@@ -10,7 +10,7 @@ from typing import Any
 
 from audiogen_fast import __version__
 from audiogen_fast._attention import ATTENTION_VARIABLE, choose_attention
-from audiogen_fast._backend import BACKEND_VARIABLE, backend, load_native
+from audiogen_fast._backend import BACKEND_VARIABLE, backend, load_native, why_no_triton
 from audiogen_fast.errors import InvalidInputError, MissingDependencyError
 
 _PACKAGES = ("torch", "triton", "transformers", "flash-attn")
@@ -34,10 +34,10 @@ def get_env() -> dict[str, Any]:
 
     Returns:
         A dictionary that `json` can write: `versions` (name to version, None when not installed),
-        `platform`, `devices` (one line each), `backend`, `attention` (what reads a prompt
-        on a GPU, and why), `native` (`available`, `detail`, and
-        `cpu_features`, the names of the instruction sets found), `environment` (variable to
-        value, None when not set).
+        `platform`, `devices` (one line each), `backend`, `kernels` (whether Triton's are used,
+        and why not), `attention` (what reads a prompt on a GPU, and why), `native` (`available`,
+        `detail`, and `cpu_features`, the names of the instruction sets found), `environment`
+        (variable to value, None when not set).
     """
     versions: dict[str, str | None] = {
         "audiogen_fast": __version__,
@@ -49,6 +49,7 @@ def get_env() -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": _devices(),
         "backend": _backend(),
+        "kernels": _kernels(),
         "attention": _attention(),
         "native": _native(),
         "environment": {name: os.environ.get(name) for name in _VARIABLES},
@@ -63,6 +64,7 @@ def show_env() -> str:
     lines.append(f"platform: {env['platform']}")
     lines += [f"device: {device}" for device in env["devices"]]
     lines.append(f"backend: {env['backend']}")
+    lines.append(f"triton kernels: {env['kernels']}")
     lines.append(f"attention: {env['attention']}")
     state = "available" if native["available"] else "not available"
     lines.append(f"native module: {state} ({native['detail']})")
@@ -96,6 +98,14 @@ def _backend() -> str:
         return backend()
     except InvalidInputError as error:
         return f"invalid: {error}"
+
+
+def _kernels() -> str:
+    try:
+        reason = why_no_triton()
+    except InvalidInputError as error:
+        return f"invalid: {error}"
+    return "used" if reason is None else f"not used ({reason})"
 
 
 def _attention() -> str:
