@@ -1,6 +1,8 @@
 """The engine around the step: choice, streaming, interruption, memory, and going without graphs."""
 
+import copy
 import gc
+import pickle
 import warnings
 import weakref
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from audiogen_fast import AudioGen, DeviceMemoryError, GenerationCancelled, InvalidInputError
+from audiogen_fast.generation import engines
 from audiogen_fast.generation.cuda_graph import engine as engine_module
 from audiogen_fast.generation.cuda_graph.engine import CudaGraphEngine
 from audiogen_fast.generation.cuda_graph.graphs import graphs_enabled
@@ -202,3 +205,68 @@ def test_a_failed_capture_is_told_once(model):
 def test_a_model_with_text_needs_conditions(golden):
     with pytest.raises(InvalidInputError, match="text condition"):
         golden.lm.generate(num_samples=2, max_gen_len=4, engine=CudaGraphEngine(golden.lm))
+
+
+def test_changed_weights_are_noticed(golden):
+    """In place, and replaced: both the copies that are laid out anew and the views."""
+    lm = copy.deepcopy(golden.lm)
+    engine = CudaGraphEngine(lm)
+    conditions = [ConditioningAttributes(text={"description": text}) for text in TEXTS]
+    options = {"conditions": conditions, "max_gen_len": 12, "seed": 3}
+    before = lm.generate(**options, engine=engine)
+    changes = (
+        lambda: lm.linears[1].weight.mul_(-1),
+        lambda: lm.transformer.layers[0].norm1.bias.add_(0.5),
+        lambda: setattr(lm.emb[0], "weight", torch.nn.Parameter(lm.emb[0].weight.flip(0))),
+        lambda: setattr(
+            lm.transformer.layers[1].linear1,
+            "weight",
+            torch.nn.Parameter(lm.transformer.layers[1].linear1.weight * 2),
+        ),
+    )
+    for change in changes:
+        with torch.no_grad():
+            change()
+        after = lm.generate(**options, engine=engine)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, lm.generate(**options, engine="eager"))
+        before = after
+
+
+def test_capturing_ahead_changes_no_result(model):
+    expected = tokens(model)
+    (shape,) = model.engine._states
+    model.engine.capture(shape)
+    assert torch.equal(tokens(model), expected)
+    fresh = CudaGraphEngine(model.lm)
+    fresh.capture(shape)
+    model.engine = fresh
+    assert torch.equal(tokens(model), expected)
+
+
+def test_an_engine_is_kept_with_its_model(golden, monkeypatch):
+    """Where the choice falls on it, and not by copies of the model."""
+    monkeypatch.setattr(engines, "why_unsupported", lambda lm: None)  # as on a CUDA device
+    lm = copy.deepcopy(golden.lm)
+    first = engines.shared_engine("auto", lm)
+    assert engines.shared_engine("cuda_graph", lm) is first and first.lm is lm
+    other = copy.deepcopy(lm)
+    assert engines.shared_engine("auto", other).lm is other
+    pickle.loads(pickle.dumps(lm.__dict__["_kept_engine"]))
+    assert engines.shared_engine("eager", lm).name == "eager"
+    conditions = [ConditioningAttributes(text={"description": "rain"})]
+    options = {"conditions": conditions, "max_gen_len": 8, "seed": 1}
+    assert torch.equal(lm.generate(**options), golden.lm.generate(**options, engine="eager"))
+    assert first._states
+
+
+def test_a_moved_model_is_noticed(golden):
+    lm = copy.deepcopy(golden.lm)
+    engine = CudaGraphEngine(lm)
+    engine.device = torch.device("cuda:7")
+    with pytest.raises(InvalidInputError, match="moved from cuda:7 to cpu"):
+        lm.generate(
+            conditions=[ConditioningAttributes(text={"description": "rain"})],
+            max_gen_len=4,
+            engine=engine,
+        )
