@@ -48,3 +48,27 @@ def make_engine(engine: str | Engine, lm: LMModel, quantize: str | None = None) 
     if quantize is not None:
         return NativeEngine(lm, quantize, kv="bfloat16")
     return ENGINES[engine](lm)
+
+
+class _Kept:
+    """An engine kept with its model; copies of the model start without one."""
+
+    def __init__(self, engine: Engine | None = None):
+        self.engine = engine
+
+    def __deepcopy__(self, memo: dict) -> "_Kept":
+        return _Kept()
+
+    def __reduce__(self) -> tuple:
+        return _Kept, ()
+
+
+def shared_engine(engine: str | Engine, lm: LMModel) -> Engine:
+    """`make_engine`, but a `cuda_graph` engine is made once for a model and kept with it, so that
+    its graphs are not captured again at every call."""
+    if isinstance(engine, str) and engine in ("auto", "cuda_graph") and not why_unsupported(lm):
+        kept = lm.__dict__.setdefault("_kept_engine", _Kept())
+        if kept.engine is None or kept.engine.device != lm.device:
+            kept.engine = make_engine("cuda_graph", lm)
+        return kept.engine
+    return make_engine(engine, lm)

@@ -14,7 +14,7 @@ from audiogen_fast.generation.cuda_graph.prefill import fill, halves, prepare_te
 from audiogen_fast.generation.cuda_graph.state import DecodeState, StateShape, position_range
 from audiogen_fast.generation.cuda_graph.support import why_unsupported_model
 from audiogen_fast.generation.cuda_graph.torch_step import torch_steps
-from audiogen_fast.generation.cuda_graph.weights import StepWeights, step_weights
+from audiogen_fast.generation.cuda_graph.weights import StepWeights, fingerprint, step_weights
 from audiogen_fast.generation.job import DecodeJob
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.ops.weight_formats import FORMATS
@@ -54,55 +54,81 @@ class CudaGraphEngine:
         reason = why_unsupported_model(lm)
         check(reason is None, f"the cuda_graph engine cannot run this model: {reason}")
         self.lm, self.format, self.kv = lm, weights, kv
-        self.pool = CapturePool(lm.device)
+        self.device = lm.device
+        self.pool = CapturePool(self.device)
         check(
             not captured or lm.device.type == "cuda",
             f"captured needs a model on a CUDA device, got one on {lm.device}",
         )
         self.pool.enabled &= graphs_enabled() if captured is None else captured
         self._weights: StepWeights | None = None
+        self._fingerprint: tuple = ()
         self._states: OrderedDict[StateShape, tuple[DecodeState, GraphedSteps]] = OrderedDict()
         self._running: DecodeJob | None = None  # the last job begun, which owns the states
         self._lock = threading.Lock()
         self._last_work: torch.cuda.Event | None = None
 
     def weights(self) -> StepWeights:
-        """The weights as the steps read them, laid out at the first use."""
-        if self._weights is None:
+        """The weights as the steps read them: laid out at the first use, and again when the model's
+        have changed (which is not noticed when they were changed through `Parameter.data`)."""
+        current = fingerprint(self.lm)
+        if self._weights is None or current != self._fingerprint:
+            self.free()  # graphs remember addresses
+            self._weights, self._fingerprint = None, current
             self._weights = step_weights(self.lm, self.format)
         return self._weights
 
     def state(self, shape: StateShape) -> tuple[DecodeState, GraphedSteps]:
         """The state of that shape and its steps: kept from an earlier job, or new."""
+        weights = self.weights()
         if shape not in self._states:
             while len(self._states) >= KEPT_STATES:
+                self._wait_for_device()
                 self._states.popitem(last=False)
             made = None
             with contextlib.suppress(torch.OutOfMemoryError):
-                made = self._new_state(shape)
+                made = self._new_state(weights, shape)
             if made is None:
                 self.free()  # states of other sizes may be what is in the way
-                made = self._new_state(shape)
+                made = self._new_state(weights, shape)
             self._states[shape] = made
         self._states.move_to_end(shape)
         return self._states[shape]
 
-    def _new_state(self, shape: StateShape) -> tuple[DecodeState, GraphedSteps]:
-        weights = self.weights()
+    def _new_state(
+        self, weights: StepWeights, shape: StateShape
+    ) -> tuple[DecodeState, GraphedSteps]:
         kv = weights.dtype if self.kv is None else self.kv
-        state = DecodeState(weights.size, shape, kv, weights.dtype, self.lm.device)
+        state = DecodeState(weights.size, shape, kv, weights.dtype, self.device)
         weights.positions(shape.positions)
         return state, GraphedSteps(self.pool, functools.partial(torch_steps, weights, state))
 
     def free(self) -> None:
         """Give the memory of all states and graphs back; the next job makes new ones."""
-        cuda = self.lm.device.type == "cuda"
-        if cuda:
-            torch.cuda.synchronize(self.lm.device)  # a replay may still be using it
+        if not self._states:
+            return
+        self._wait_for_device()
         self._states.clear()
         self.pool = self.pool.renewed()
-        if cuda:
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _wait_for_device(self) -> None:
+        """Before memory is given back that a replay may still be using."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def capture(self, shape: StateShape, sampled: bool = True) -> None:
+        """Capture all graphs of a shape ahead of the first job that needs them."""
+        with self._lock:
+            self._running = None
+            self._wait_for_last_work()
+            state, run_steps = self.state(shape)
+            state.release(0, shape.slots)
+            ranges = {min(position_range(n), shape.positions) for n in range(1, shape.positions)}
+            for limit in sorted(ranges):
+                run_steps(limit, STEPS_PER_REPLAY, sampled)
+            self._mark_last_work()
 
     def run(self, job: DecodeJob) -> Iterator[int]:
         """See `Engine.run`; yields after every `STEPS_PER_REPLAY` steps.
@@ -121,6 +147,10 @@ class CudaGraphEngine:
             yield end - job.start
 
     def _start(self, job: DecodeJob) -> tuple[DecodeState, GraphedSteps]:
+        check(
+            self.lm.device == self.device,
+            f"the model has moved from {self.device} to {self.lm.device} since its engine was made",
+        )
         self._running = job
         self._wait_for_last_work()
         groups = halves(job)
@@ -164,8 +194,8 @@ class CudaGraphEngine:
     def _wait_for_last_work(self) -> None:
         """Order this thread's stream after what another one may have left running."""
         if self._last_work is not None:
-            torch.cuda.current_stream(self.lm.device).wait_event(self._last_work)
+            torch.cuda.current_stream(self.device).wait_event(self._last_work)
 
     def _mark_last_work(self) -> None:
-        if self.lm.device.type == "cuda":
-            self._last_work = torch.cuda.current_stream(self.lm.device).record_event()
+        if self.device.type == "cuda":
+            self._last_work = torch.cuda.current_stream(self.device).record_event()

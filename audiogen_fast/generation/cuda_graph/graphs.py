@@ -1,6 +1,7 @@
 """Capturing several decode steps in one CUDA graph, and replaying it."""
 
 import os
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ import torch
 from audiogen_fast.errors import check
 
 GRAPH_VARIABLE = "AUDIOGEN_FAST_CUDA_GRAPH"
+# A process can capture only one graph at a time.
+_ONE_CAPTURE = threading.Lock()
 
 
 def graphs_enabled() -> bool:
@@ -42,30 +45,37 @@ class CapturePool:
         pool.enabled = self.enabled
         return pool
 
-    def run_and_capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+    def run_and_capture(self, work: Callable[[], None]) -> "torch.cuda.CUDAGraph | None":
         """Do `work` once, then capture it; None when that fails, which a warning says once.
 
         The work is done on the stream of the capture, so that libraries set up there what they
         need before the capture forbids it.
         """
-        with torch.cuda.device(self.device):
+        try:
             if self._handle is None:
-                self._handle = torch.cuda.graph_pool_handle()
-                self._stream = torch.cuda.Stream()
+                self._handle, self._stream = (
+                    torch.cuda.graph_pool_handle(),
+                    torch.cuda.Stream(self.device),
+                )
+        except RuntimeError as error:
+            self.give_up(error)
+            work()
+            return None
+        with _ONE_CAPTURE, torch.cuda.device(self.device):
             caller = torch.cuda.current_stream()
             self._stream.wait_stream(caller)
             with torch.cuda.stream(self._stream):
                 work()
             caller.wait_stream(self._stream)
             try:
-                return self._capture(work)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
+                # A capture that fails may leave its stream current: this context puts it back.
+                with torch.cuda.stream(self._stream):
+                    return self._capture(work)
+            except RuntimeError as error:  # running out of memory is one too
                 self.give_up(error)
                 return None
 
-    def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _capture(self, work: Callable[[], None]) -> "torch.cuda.CUDAGraph":
         graph = torch.cuda.CUDAGraph()
         # thread_local: what other threads do with the device must not break this capture.
         with torch.cuda.graph(

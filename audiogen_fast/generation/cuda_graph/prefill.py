@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from audiogen_fast.errors import check
 from audiogen_fast.generation.cuda_graph.state import DecodeState, StateShape
 from audiogen_fast.generation.eager import PREFILL_CHUNK, prepare_cross
 from audiogen_fast.generation.job import DecodeJob, RowGroup
@@ -52,7 +53,14 @@ def halves(job: DecodeJob) -> list[RowGroup]:
 @torch.no_grad()
 def prepare_text(lm: LMModel, groups: list[RowGroup]) -> list[CrossContext | None]:
     """Keys and values of the text of each group, of the rows that have any."""
-    return [prepare_cross(lm, group) for group in groups]
+    contexts = [prepare_cross(lm, group) for group in groups]
+    check(
+        (contexts[0] is not None) == lm.transformer.has_cross_attention,
+        "this model has cross-attention and needs a text condition"
+        if contexts[0] is None
+        else "this model has no cross-attention but got an input for it",
+    )
+    return contexts
 
 
 def shape_of(
