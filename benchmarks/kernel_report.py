@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from audiogen_fast.files import write_atomically
-from audiogen_fast.launches.cases import Case, all_cases
+from audiogen_fast.launches.case import Case
+from audiogen_fast.launches.cases import all_cases
 from audiogen_fast.launches.compile import CAPABILITIES
 from benchmarks import floors
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from audiogen_fast.launches.cases import Case
+from audiogen_fast.launches.case import Case
 from audiogen_fast.launches.compile import SHARED_MEMORY, compile_launch, processors_of
 from audiogen_fast.launches.machine_code import MachineCode, narrow_loads, read
 from audiogen_fast.launches.record import Launch, recording

@@ -95,22 +95,21 @@ def instructions(cubin: bytes) -> Counter[str]:
 def accesses(ptx: str, arguments: list[str]) -> tuple[Widths, Widths]:
     """Loads and stores of global memory by argument: name -> bytes of one access -> how many.
 
-    An address belongs to the argument whose pointer it was computed from, or to 'constant', the
+    Atomic operations are neither: their widths are not a matter of layout. An address belongs to
+    the argument whose pointer it was computed from, or to 'constant', the
     compiler's own tables. Accesses that cannot be traced are under '?'.
     """
     origin = _origins(ptx, arguments)
     loads: dict[str, Counter[int]] = defaultdict(Counter)
     stores: dict[str, Counter[int]] = defaultdict(Counter)
     for kind, width, register in _memory_instructions(ptx):
-        if kind == "load" or kind == "atomic":
-            loads[origin.get(register, "?")][width] += 1
-        if kind == "store" or kind == "atomic":
-            stores[origin.get(register, "?")][width] += 1
+        found = {"load": loads, "store": stores}[kind]
+        found[origin.get(register, "?")][width] += 1
     return {k: dict(v) for k, v in loads.items()}, {k: dict(v) for k, v in stores.items()}
 
 
 _ACCESS = re.compile(
-    r"\b(ld|st|atom|red)(?:\.\w+(?:::\w+)*)*?\.global[\w.:]*?(?:\.v(\d))?\.[a-z]+(\d+)\b[^\[\n]*"
+    r"\b(ld|st)(?:\.\w+(?:::\w+)*)*?\.global[\w.:]*?(?:\.v(\d))?\.[a-z]+(\d+)\b[^\[\n]*"
     r"\[\s*(%rd\d+)"
 )
 _COPY = re.compile(
@@ -120,9 +119,8 @@ _COPY = re.compile(
 
 
 def _memory_instructions(ptx: str) -> Iterator[tuple[str, int, str]]:
-    kinds = {"ld": "load", "st": "store", "atom": "atomic", "red": "atomic"}
     for name, vector, bits, register in _ACCESS.findall(ptx):
-        yield kinds[name], int(vector or 1) * int(bits) // 8, register
+        yield {"ld": "load", "st": "store"}[name], int(vector or 1) * int(bits) // 8, register
     for register, size in _COPY.findall(ptx):
         yield "load", int(size, 0), register
 

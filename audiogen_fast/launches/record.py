@@ -67,7 +67,12 @@ class Launch:
 
     @property
     def pointers(self) -> dict[str, Pointer]:
-        return {k: v for k, v in self.arguments.items() if isinstance(v, Pointer)}
+        """Tensors among the arguments; of a tuple, which is of one kind, the first."""
+        firsts = {
+            name: value[0] if isinstance(value, tuple) and value else value
+            for name, value in self.arguments.items()
+        }
+        return {name: value for name, value in firsts.items() if isinstance(value, Pointer)}
 
     def to_json(self) -> dict[str, Any]:
         """A form that json can write and `from_json` reads."""
