@@ -140,6 +140,19 @@ def test_jobs_of_other_sizes_share_the_engine(model):
     assert len(shapes) == len({(s.slots, s.positions) for s in shapes}) == 4
 
 
+def test_inference_mode_of_the_caller_does_not_matter(model):
+    model.set_generation_params(duration=1.0)
+    expected = model.generate(TEXTS, seed=5)
+    model.engine.free()
+    with torch.inference_mode():
+        assert torch.equal(model.generate(TEXTS, seed=5), expected)
+        stream = model.generate_stream(TEXTS, chunk_duration=0.2, seed=5)
+        pieces = [next(stream)]
+    pieces += list(stream)
+    assert (torch.cat(pieces, dim=-1) - expected).abs().max() < 1e-5
+    assert torch.equal(model.generate(TEXTS, seed=5), expected)
+
+
 def test_old_states_are_dropped(model, monkeypatch):
     monkeypatch.setattr(engine_module, "KEPT_STATES", 2)
     tokens(model, TEXTS[:1])
