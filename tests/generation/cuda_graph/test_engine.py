@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import pickle
 import warnings
 import weakref
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from audiogen_fast import AudioGen, DeviceMemoryError, GenerationCancelled, InvalidInputError
 from audiogen_fast.generation import engines
@@ -98,6 +100,25 @@ def test_off_switch(monkeypatch):
     monkeypatch.setenv("AUDIOGEN_FAST_CUDA_GRAPH", "off")
     with pytest.raises(InvalidInputError, match="AUDIOGEN_FAST_CUDA_GRAPH must be 0 or 1, got off"):
         graphs_enabled()
+
+
+@pytest.mark.parametrize("name", ["greedy", "greedy_two_step", "greedy_long", "greedy_continue"])
+def test_recorded_codes_of_the_original(golden, name):
+    folder = Path(golden.name).parent
+    recorded = load_file(folder / "golden.safetensors")
+    info = json.loads((folder / "golden.json").read_text())
+    expected = recorded[f"{name}.tokens"]
+    params = {"duration": expected.shape[-1] / 50} | info["cases"][name]
+    golden.engine = CudaGraphEngine(golden.lm)
+    golden.set_generation_params(use_sampling=False, **params)
+    texts = info["descriptions"][: len(expected)]
+    if "continue" in name:
+        _, codes = golden.generate_continuation(
+            recorded["prompt.wav"], 16000, texts, return_tokens=True
+        )
+    else:
+        _, codes = golden.generate(texts, return_tokens=True)
+    assert torch.equal(codes, expected)
 
 
 def test_streaming_and_cancelling(model):
