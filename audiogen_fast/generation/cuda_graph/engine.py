@@ -146,6 +146,9 @@ class CudaGraphEngine:
             self._guarded(job, self._advance, job, state, run_steps, limit)
             yield end - job.start
 
+    # Inference mode, because the caller may be in it, and its sequence then is a tensor that only
+    # can be written to there.
+    @torch.inference_mode()
     def _start(self, job: DecodeJob) -> tuple[DecodeState, GraphedSteps]:
         check(
             self.lm.device == self.device,
@@ -160,6 +163,7 @@ class CudaGraphEngine:
         fill(self.lm, state, job, groups, contexts)
         return state, run_steps
 
+    @torch.inference_mode()
     def _advance(
         self, job: DecodeJob, state: DecodeState, run_steps: GraphedSteps, limit: int
     ) -> None:

@@ -105,6 +105,8 @@ class DecodeState:
             temperature).
     """
 
+    # Never inference tensors: those could not be written to outside of inference mode.
+    @torch.inference_mode(False)
     def __init__(
         self,
         size: ModelSize,
@@ -151,6 +153,7 @@ class DecodeState:
     def guided(self) -> bool:
         return self.shape.rows == 2 * self.shape.slots
 
+    @torch.inference_mode(False)
     def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A named scratch tensor at a fixed address, zero at first; the same one at every call.
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import pickle
 import warnings
 import weakref
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from audiogen_fast import AudioGen, DeviceMemoryError, GenerationCancelled, InvalidInputError
 from audiogen_fast.generation import engines
 from audiogen_fast.generation.cuda_graph import engine as engine_module
 from audiogen_fast.generation.cuda_graph.engine import CudaGraphEngine
-from audiogen_fast.generation.cuda_graph.graphs import graphs_enabled
+from audiogen_fast.generation.cuda_graph.graphs import CapturePool, graphs_enabled
 from audiogen_fast.generation.cuda_graph.support import why_unsupported
 from audiogen_fast.generation.eager import EagerEngine
 from audiogen_fast.generation.engines import ENGINES, check_choice, make_engine
@@ -100,6 +102,25 @@ def test_off_switch(monkeypatch):
         graphs_enabled()
 
 
+@pytest.mark.parametrize("name", ["greedy", "greedy_two_step", "greedy_long", "greedy_continue"])
+def test_recorded_codes_of_the_original(golden, name):
+    folder = Path(golden.name).parent
+    recorded = load_file(folder / "golden.safetensors")
+    info = json.loads((folder / "golden.json").read_text())
+    expected = recorded[f"{name}.tokens"]
+    params = {"duration": expected.shape[-1] / 50} | info["cases"][name]
+    golden.engine = CudaGraphEngine(golden.lm)
+    golden.set_generation_params(use_sampling=False, **params)
+    texts = info["descriptions"][: len(expected)]
+    if "continue" in name:
+        _, codes = golden.generate_continuation(
+            recorded["prompt.wav"], 16000, texts, return_tokens=True
+        )
+    else:
+        _, codes = golden.generate(texts, return_tokens=True)
+    assert torch.equal(codes, expected)
+
+
 def test_streaming_and_cancelling(model):
     model.set_generation_params(duration=1.0)
     audio = model.generate(TEXTS, seed=5)
@@ -138,6 +159,19 @@ def test_jobs_of_other_sizes_share_the_engine(model):
         assert torch.equal(tokens(model, TEXTS[:count]), eager_tokens(model, TEXTS[:count]))
     shapes = list(model.engine._states)
     assert len(shapes) == len({(s.slots, s.positions) for s in shapes}) == 4
+
+
+def test_inference_mode_of_the_caller_does_not_matter(model):
+    model.set_generation_params(duration=1.0)
+    expected = model.generate(TEXTS, seed=5)
+    model.engine.free()
+    with torch.inference_mode():
+        assert torch.equal(model.generate(TEXTS, seed=5), expected)
+        stream = model.generate_stream(TEXTS, chunk_duration=0.2, seed=5)
+        pieces = [next(stream)]
+    pieces += list(stream)
+    assert (torch.cat(pieces, dim=-1) - expected).abs().max() < 1e-5
+    assert torch.equal(model.generate(TEXTS, seed=5), expected)
 
 
 def test_old_states_are_dropped(model, monkeypatch):
@@ -188,12 +222,12 @@ def test_running_out_of_memory(model, monkeypatch):
 
 
 def test_a_failed_capture_is_told_once(model):
-    """Without a CUDA build no capture can work: the steps run all the same."""
+    """Without a CUDA device no capture can work: the steps run all the same."""
     if torch.cuda.is_available():
         pytest.skip("captures work here")
     expected = tokens(model)
-    model.engine.free()
-    model.engine.pool.enabled = True
+    model.engine = CudaGraphEngine(model.lm)
+    model.engine.pool = CapturePool(torch.device("cuda"))
     with pytest.warns(RuntimeWarning, match="goes on without CUDA graphs.*failed with") as caught:
         assert torch.equal(tokens(model), expected)
     assert len(caught) == 1 and "AUDIOGEN_FAST_CUDA_GRAPH=0" in str(caught[0].message)
