@@ -105,6 +105,8 @@ class DecodeState:
             temperature).
     """
 
+    # Never inference tensors: those could not be written to outside of inference mode.
+    @torch.inference_mode(False)
     def __init__(
         self,
         size: ModelSize,
@@ -125,18 +127,24 @@ class DecodeState:
         self.step = torch.ones(B, dtype=torch.int32, device=self.device)
         self.ends = torch.ones_like(self.step)
         self.positions = zeros(R, dtype=torch.int32)
-        self.seeds, self.items, self.draws = zeros(3, B, dtype=torch.int64)
-        self.temperature, self.top_p, self.cfg_coef = zeros(3, B, dtype=torch.float32)
+        # Each an allocation of its own: kernels are compiled for aligned addresses.
+        self.seeds, self.items, self.draws = (zeros(B, dtype=torch.int64) for _ in range(3))
+        self.temperature, self.top_p, self.cfg_coef = (
+            zeros(B, dtype=torch.float32) for _ in range(3)
+        )
         self.top_k = zeros(B, dtype=torch.int32)
         # Zero, because a masked slot still takes part in a product, where NaN would spread.
         self._kv = zeros(size.layers, 2, R, size.heads, S, size.head_dim, dtype=kv_dtype)
-        self.keys: list[Tensor] = [layer[0] for layer in self._kv]
-        self.values: list[Tensor] = [layer[1] for layer in self._kv]
+        keys, values = self._kv.unbind(1)
+        self.keys: list[Tensor] = list(keys.unbind())
+        self.values: list[Tensor] = list(values.unbind())
         text_shape = (size.layers, 2, shape.text_rows, size.heads, shape.text, size.head_dim)
         self._text = zeros(*text_shape, dtype=text_dtype)
-        self.text_keys: list[Tensor] = [layer[0] for layer in self._text]
-        self.text_values: list[Tensor] = [layer[1] for layer in self._text]
-        self.text_lengths, self.text_pads = zeros(2, shape.text_rows, dtype=torch.int32)
+        keys, values = self._text.unbind(1)
+        self.text_keys: list[Tensor] = list(keys.unbind())
+        self.text_values: list[Tensor] = list(values.unbind())
+        self.text_lengths = zeros(shape.text_rows, dtype=torch.int32)
+        self.text_pads = zeros(shape.text_rows, dtype=torch.int32)
         self.x = zeros(R, size.dim, dtype=torch.float32)
         self.logits = zeros(B, K, size.card, dtype=torch.float32)
         self._buffers: dict[str, Tensor] = {}
@@ -145,6 +153,7 @@ class DecodeState:
     def guided(self) -> bool:
         return self.shape.rows == 2 * self.shape.slots
 
+    @torch.inference_mode(False)
     def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A named scratch tensor at a fixed address, zero at first; the same one at every call.
 
@@ -226,15 +235,14 @@ class DecodeState:
         return [slice(start, start + n) for start in starts]
 
     @torch.no_grad()
-    def set_text(
-        self,
-        rows: slice,
-        layer: int,
-        keys: Tensor,
-        values: Tensor,
-    ) -> None:
+    def set_text(self, rows: slice, layer: int, keys: Tensor, values: Tensor) -> None:
         """Text of some rows in one layer: keys and values `[n, H, l, d]`, l at most L."""
         length = keys.shape[2]
         for target, source in ((self.text_keys, keys), (self.text_values, values)):
             target[layer][rows, :, :length] = source
             target[layer][rows, :, length:] = 0
+
+    @torch.no_grad()
+    def clear_text(self, rows: slice) -> None:
+        """Zero the text of some rows in all layers; their lengths stay."""
+        self._text[:, :, rows].zero_()

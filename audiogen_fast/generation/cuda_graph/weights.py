@@ -7,6 +7,7 @@ from torch import Tensor
 
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.ops.reference import sin_embedding
+from audiogen_fast.ops.weight_formats import QuantizedWeight, quantize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,9 @@ class ModelSize:
 
 @dataclass
 class Linear:
-    """A linear map: `weight` `[N, K]` and `bias` `[N]` or None."""
+    """A linear map: `weight` `[N, K]`, plain or packed, and `bias` `[N]` or None."""
 
-    weight: Tensor
+    weight: Tensor | QuantizedWeight
     bias: Tensor | None = None
 
 
@@ -79,21 +80,26 @@ class StepWeights:
     max_period: float
     positional_scale: float
     dtype: torch.dtype
-    _positions: Tensor | None = field(default=None, repr=False)
+    _positions: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def positions(self, count: int) -> Tensor:
-        """Position embeddings float32 `[at least count, D]`, scaled; at a fixed address until a
-        larger count is asked for."""
-        if self._positions is None or len(self._positions) < count:
+        """Position embeddings float32 `[count, D]`, scaled; always the same tensor for a count,
+        because graphs remember its address."""
+        if count not in self._positions:
             index = torch.arange(count, device=self.tables.device)
             table = sin_embedding(index, self.size.dim, self.max_period)
-            self._positions = self.positional_scale * table
-        return self._positions
+            self._positions[count] = self.positional_scale * table
+        return self._positions[count]
 
 
 @torch.no_grad()
-def step_weights(lm: LMModel) -> StepWeights:
-    """The weights of `lm`, without copies where its own layout is the wanted one."""
+def step_weights(lm: LMModel, format: str | None = None) -> StepWeights:
+    """The weights of `lm`, without copies where its own layout is the wanted one.
+
+    Args:
+        format: `int8` or `int4` to pack every matrix of the step that way; None for the model's
+            own weights. Norms, embeddings and biases are never packed.
+    """
     layers, dim = lm.transformer.layers, lm.dim
     size = ModelSize(
         layers=len(layers),
@@ -108,11 +114,12 @@ def step_weights(lm: LMModel) -> StepWeights:
     return StepWeights(
         size=size,
         tables=torch.stack([table.weight.detach() for table in lm.emb]),
-        layers=[_layer(layer, dim) for layer in layers],
+        layers=[_layer(layer, dim, format) for layer in layers],
         out_norm=_norm(lm.out_norm),
-        heads=Linear(
-            torch.cat([head.weight.detach() for head in lm.linears]),
-            torch.cat([head.bias.detach() for head in lm.linears]) if biased else None,
+        heads=_linear(
+            torch.cat([head.weight for head in lm.linears]),
+            torch.cat([head.bias for head in lm.linears]) if biased else None,
+            format,
         ),
         max_period=lm.transformer.max_period,
         positional_scale=lm.transformer.positional_scale,
@@ -120,26 +127,38 @@ def step_weights(lm: LMModel) -> StepWeights:
     )
 
 
-def _layer(layer: torch.nn.Module, dim: int) -> LayerWeights:
+def fingerprint(lm: LMModel) -> tuple:
+    """Changes whenever a weight that a step reads is replaced, moved or written in place."""
+    modules = (lm.transformer, lm.emb, lm.linears, lm.out_norm)
+    return tuple(
+        (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
+        for module in modules
+        for weight in module.parameters()
+    )
+
+
+def _layer(layer: torch.nn.Module, dim: int, format: str | None) -> LayerWeights:
     own, cross = layer.self_attn, layer.cross_attention
     weights = LayerWeights(
         norm1=_norm(layer.norm1),
-        qkv=_linear(own.in_proj_weight, own.in_proj_bias),
-        out=_linear(own.out_proj.weight, own.out_proj.bias),
+        qkv=_linear(own.in_proj_weight, own.in_proj_bias, format),
+        out=_linear(own.out_proj.weight, own.out_proj.bias, format),
         norm2=_norm(layer.norm2),
-        ff1=_linear(layer.linear1.weight, layer.linear1.bias),
-        ff2=_linear(layer.linear2.weight, layer.linear2.bias),
+        ff1=_linear(layer.linear1.weight, layer.linear1.bias, format),
+        ff2=_linear(layer.linear2.weight, layer.linear2.bias, format),
     )
     if cross is not None:
         bias = None if cross.in_proj_bias is None else cross.in_proj_bias[:dim]
         weights.norm_cross = _norm(layer.norm_cross)
-        weights.cross_q = _linear(cross.in_proj_weight[:dim], bias)
-        weights.cross_out = _linear(cross.out_proj.weight, cross.out_proj.bias)
+        weights.cross_q = _linear(cross.in_proj_weight[:dim], bias, format)
+        weights.cross_out = _linear(cross.out_proj.weight, cross.out_proj.bias, format)
     return weights
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    return Linear(weight.detach(), None if bias is None else bias.detach())
+def _linear(weight: Tensor, bias: Tensor | None, format: str | None) -> Linear:
+    weight = weight.detach()
+    packed = weight if format is None else quantize(weight, format)
+    return Linear(packed, None if bias is None else bias.detach())
 
 
 def _norm(module: torch.nn.LayerNorm) -> Norm:
