@@ -120,9 +120,10 @@ def count_traffic(cases: list[Case], out: Path) -> None:
     for case in cases:
         if not case.interpreted:
             continue
-        call = case.prepare(torch.device("cpu"))
-        with processors_of(90), counting() as moved, torch.no_grad():
-            call()
+        with processors_of(90), torch.no_grad():
+            call = case.prepare(torch.device("cpu"))
+            with counting() as moved:
+                call()
         counted[str(case)] = {
             "needed": case.needed_bytes,
             "touched": moved.touched,

@@ -108,6 +108,38 @@ def norm_linear(role: str, rows: int, kind: str, *, quick: bool = True) -> Case:
     return Case("norm_linear", label, prepare, needed, reference, quick=quick)
 
 
+def attention_decode(rows: int, kind: str, position: int, *, quick: bool = True) -> Case:
+    """One layer's attention of a step over `position + 1` cached positions, sized for all."""
+    dtype = getattr(torch, kind)
+
+    def operands(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q = random(rows, DIM, device=device, dtype=dtype)
+        keys, values = random(2, rows, HEADS, POSITIONS, HEAD_DIM, device=device, dtype=dtype)
+        return q, keys, values, torch.full([rows], position, dtype=torch.int32, device=device)
+
+    def prepare(device: torch.device) -> Call:
+        from audiogen_fast.kernels import attention_decode as module
+
+        q, keys, values, positions = operands(device)
+        out = torch.zeros_like(q)
+        active = torch.ones(max(rows // 2, 1), dtype=torch.bool, device=device)
+        workspace = module.Workspace.make(rows, HEADS, POSITIONS, HEAD_DIM, device)
+        return lambda: module.attention_decode(
+            q, keys, values, positions, out, active=active, workspace=workspace
+        )
+
+    def reference(device: torch.device) -> Call:
+        from audiogen_fast.ops import reference as ops
+
+        q, keys, values, positions = operands(device)
+        q = q.unflatten(1, (HEADS, HEAD_DIM))
+        return lambda: ops.attention_decode(q, keys, values, positions)
+
+    needed = 2 * rows * (position + 1) * DIM * dtype.itemsize + 2 * rows * DIM * dtype.itemsize
+    label = f"{kind}, {rows} rows at {position}"
+    return Case("attention_decode", label, prepare, needed, reference, quick=quick)
+
+
 def decode_cases() -> list[Case]:
     """Every case of this file: the formats, few rows and many, all roles."""
     quick = {
@@ -121,7 +153,13 @@ def decode_cases() -> list[Case]:
         ("ff2", 16, "int4"),
         ("ff1", 64, "bfloat16"),
     }
-    return [
+    attention = [
+        attention_decode(2, "bfloat16", 251),
+        attention_decode(16, "float16", 251, quick=False),
+        attention_decode(2, "float32", 511, quick=False),
+        attention_decode(128, "bfloat16", 251, quick=False),
+    ]
+    return attention + [
         norm_linear(role, rows, kind, quick=(role, rows, kind) in quick)
         for kind in ("bfloat16", "float16", "int8", "int4")
         for rows in (2, 8, 16, 64)
