@@ -15,9 +15,7 @@ from torch import Tensor
 _CHUNK_ROWS = 512
 
 
-def codebook_embedding(
-    codes: Tensor, tables: Sequence[Tensor], deterministic: bool = True
-) -> Tensor:
+def codebook_embedding(codes: Tensor, tables: Sequence[Tensor], deterministic: bool) -> Tensor:
     """float32 (float64 for float64 tables) `[B, S, D]`; deterministic either way."""
     total = _widen(F.embedding(codes[:, 0], tables[0]))
     for k in range(1, len(tables)):
@@ -26,7 +24,7 @@ def codebook_embedding(
 
 
 def codebook_embedding_backward(
-    grad: Tensor, codes: Tensor, rows: int, deterministic: bool = True
+    grad: Tensor, codes: Tensor, rows: int, deterministic: bool
 ) -> Tensor:
     """`[K, rows, D]` of the dtype of `grad`; deterministic either way."""
     K, D = codes.shape[1], grad.shape[-1]

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 
-def codebook_embedding(
-    codes: Tensor, tables: Sequence[Tensor], deterministic: bool = False
-) -> Tensor:
+def codebook_embedding(codes: Tensor, tables: Sequence[Tensor], deterministic: bool) -> Tensor:
     # The kernel wants one block of memory; beside the rows looked up, the copy is small.
     return _kernels("codebook_embedding").codebook_embedding(codes, torch.stack(list(tables)))
 
 
 def codebook_embedding_backward(
-    grad: Tensor, codes: Tensor, rows: int, deterministic: bool = False
+    grad: Tensor, codes: Tensor, rows: int, deterministic: bool
 ) -> Tensor:
     launch = _kernels("codebook_embedding").codebook_embedding_backward
     return launch(grad, codes, rows, deterministic).to(grad.dtype)
