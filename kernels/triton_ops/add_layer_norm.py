@@ -178,8 +178,8 @@ def add_layer_norm_backward(
     grad_out, grad_sum = _rows(grad_out), _rows(grad_sum)
     rows = grad_out.shape[0]
     programs = min(rows, _programs(total.device))
-    # The partial sums of weight and bias side by side, so that one sum finishes both.
-    partial = torch.empty(2, programs, width, dtype=torch.float32, device=total.device)
+    partial_weight = torch.empty(programs, width, dtype=torch.float32, device=total.device)
+    partial_bias = torch.empty_like(partial_weight)
     block = triton.next_power_of_2(width)
     if rows > 0:
         with torch.cuda.device_of(total):
@@ -191,8 +191,8 @@ def add_layer_norm_backward(
                 mean,
                 rstd,
                 grad,
-                partial[0],
-                partial[1],
+                partial_weight,
+                partial_bias,
                 rows,
                 width,
                 grad_out.stride(0),
@@ -200,8 +200,7 @@ def add_layer_norm_backward(
                 BLOCK_N=block,
                 num_warps=_warps(block),
             )
-    grad_weight, grad_bias = partial.sum(dim=1).unbind()
-    return grad, grad_weight, grad_bias
+    return grad, partial_weight.sum(dim=0), partial_bias.sum(dim=0)
 
 
 def _rows(x: Tensor) -> Tensor:
