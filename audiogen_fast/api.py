@@ -104,9 +104,10 @@ class AudioGen:
             local_files_only: use the cache only, never the network.
             cache_dir: download folder; None for the environment's.
             engine: see the class.
-            quantize: `int8` or `int4`: decode with the native engine (CPU only) and weights packed
-                in that format, its caches in bfloat16. The model's own weights then stay mapped
-                from the file, in the dtype they are stored in unless `dtype` is given.
+            quantize: `int8` or `int4`: decode with weights packed in that format. On a CPU by the
+                native engine, its caches in bfloat16; the model's own weights then stay mapped
+                from the file, in the dtype they are stored in unless `dtype` is given. On a CUDA
+                device by the engine `cuda_graph`, beside the model's own weights.
         Raises:
             InvalidInputError: an unknown device, dtype, engine or quantisation, or one that cannot
                 run.
@@ -122,7 +123,7 @@ class AudioGen:
             name,
             HubOptions(revision=revision, local_files_only=local_files_only, cache_dir=cache_dir),
         )
-        if quantize is not None and dtype is None:
+        if quantize is not None and dtype is None and device.type == "cpu":
             dtype = loaders.stored_dtype(place)
         codec, lm = loaders.load_models(place, device, dtype)
         engine = make_engine(engine, lm, quantize)

@@ -22,7 +22,7 @@ class _Rows:
         self.lm, self.conditions, self.rows = lm, group.conditions, group.rows
         capacity = steps + lm.fuser.prefix_length(group.conditions)
         self.cache: KVCache = lm.transformer.new_cache(group.rows, capacity)
-        self.cross = _prepare_cross(lm, group)
+        self.cross = prepare_cross(lm, group)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Feed tokens `[B, K, n]` after those before; logits `[rows, K, card]` of the last."""
@@ -38,7 +38,7 @@ class _Rows:
         return self.lm.heads(hidden[:, -1:]).squeeze(2)
 
 
-def _prepare_cross(lm: LMModel, group: RowGroup) -> CrossContext | None:
+def prepare_cross(lm: LMModel, group: RowGroup) -> CrossContext | None:
     """Keys and values of the text, computed once, of the rows that have any.
 
     Rows without it come last in a batch with guidance, and are left out.
