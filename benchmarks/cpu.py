@@ -125,7 +125,8 @@ def measure(plan: Plan, workers: dict[str, Worker], batch: int) -> tuple[dict, f
     edges[-1] = plan.total_steps - 1  # the first place of a sequence is not generated
     bandwidth = 0.0
     for turn in range(plan.turns):
-        bandwidth = max(bandwidth, read_bandwidth(plan.threads))
+        block = 1 << (30 if plan.size == "medium" else 26)  # no cache is as large as the first
+        bandwidth = max(bandwidth, read_bandwidth(plan.threads, size=block))
         for name, worker in workers.items():
             part = {"begin": edges[turn], "end": edges[turn + 1], "steps": plan.steps}
             answer = worker.ask("turn", **part)
