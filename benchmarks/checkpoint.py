@@ -1,6 +1,6 @@
 """Random models of AudioGen's shape on disk, made once: language model, codec and text encoder.
 
-    python -m benchmarks.checkpoint [--size medium|tiny] [--folder DISK]
+    python -m benchmarks.checkpoint [--size medium|small|tiny] [--folder DISK]
 
 The result is a folder that `AudioGen.get_pretrained` loads, in float32. It is written tensor by
 tensor, so that the medium one (9 GB) needs hardly any memory. Everything that reads it maps the
@@ -29,6 +29,12 @@ SIZES = {
         "t5": "t5-large",
         "encoder": {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16},
         "filters": 64,
+    },
+    "small": {
+        "lm": {"dim": 512, "num_heads": 8, "num_layers": 8, "card": 1024},
+        "t5": "t5-small",
+        "encoder": {"d_model": 512, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
+        "filters": 16,
     },
     "tiny": {
         "lm": {"dim": 64, "num_heads": 4, "num_layers": 2, "card": 512},

@@ -6,6 +6,7 @@ Imported in the environments of the peers as well, so it needs nothing but torch
 import json
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -69,6 +70,15 @@ def process_memory() -> dict[str, int]:
     return {
         name: int(status.split(f"{field}:")[1].split()[0]) * 1024 for name, field in fields.items()
     }
+
+
+def page_faults() -> int:
+    """How often this process has waited for a page from disk so far.
+
+    While it measures that should be hardly ever: mapped weights that memory has no room for make
+    an implementation look slow.
+    """
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def read_bandwidth(threads: int, rounds: int = 5, size: int = 1 << 30) -> float:

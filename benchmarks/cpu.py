@@ -36,6 +36,8 @@ PEERS = ("audiocraft", "transformers")
 TEXT_LENGTH = 12
 FRAME_RATE = 50
 _PROCESS = 600_000_000  # bytes of a Python process with torch
+_SPARE = 2_000_000_000  # bytes left free: mapped weights that are dropped have to be read again
+_FEW_FAULTS = 100
 
 
 @dataclass
@@ -118,16 +120,18 @@ def measure(plan: Plan, workers: dict[str, Worker], batch: int) -> tuple[dict, f
     found: dict[str, dict[str, Any]] = {}
     for name, worker in workers.items():
         settings = {"batch": batch, "frames": plan.frames, "text_length": TEXT_LENGTH}
-        found[name] = worker.ask("start", **settings) | {"turns": [], "memory": {}}
+        found[name] = worker.ask("start", **settings) | {"turns": [], "memory": {}, "faults": 0}
     edges = [round(i * plan.total_steps / plan.turns) for i in range(plan.turns + 1)]
     edges[-1] = plan.total_steps - 1  # the first place of a sequence is not generated
     bandwidth = 0.0
     for turn in range(plan.turns):
-        bandwidth = max(bandwidth, read_bandwidth(plan.threads))
+        block = 1 << (30 if plan.size == "medium" else 26)  # no cache is as large as the first
+        bandwidth = max(bandwidth, read_bandwidth(plan.threads, size=block))
         for name, worker in workers.items():
             part = {"begin": edges[turn], "end": edges[turn + 1], "steps": plan.steps}
             answer = worker.ask("turn", **part)
             found[name]["turns"].append(answer.pop("seconds"))
+            found[name]["faults"] += answer.pop("page_faults")
             found[name]["memory"] |= answer
         print(f"  batch {batch}: step {edges[turn + 1]} of {plan.total_steps}", file=sys.stderr)
     for name, worker in workers.items():
@@ -153,6 +157,7 @@ def row(plan: Plan, batch: int, name: str, found: dict, parameters: dict) -> dic
         "gb_s": round((weights + cached) / seconds / 1e9, 3),
         "lm_rtf": round(seconds * plan.total_steps / plan.seconds, 4),
         "first_call_ms": found["first_call_ms"],
+        "page_faults": found["faults"],
         **{key: round(value, 2) for key, value in memory.items()},
     }
 
@@ -160,7 +165,7 @@ def row(plan: Plan, batch: int, name: str, found: dict, parameters: dict) -> dic
 def run(plan: Plan) -> dict[str, Any]:
     """Everything about single steps: rows by batch, the bandwidth, checks and versions."""
     rows, bandwidth, versions, checks = [], 0.0, {}, {}
-    planned = groups(plan, available_memory())
+    planned = groups(plan, available_memory() - _SPARE)
     print(f"in memory at a time: {planned}", file=sys.stderr)
     peers = {name: start_worker(plan, name) for name in plan.peers}
     for group in planned:
@@ -216,7 +221,8 @@ def merge_peers(rows: list[dict]) -> list[dict]:
         for key, value in one.items():
             if isinstance(value, float):
                 one[key] = round(statistics.fmean(r[key] for r in same), 3)
-        one["n"] = sum(r["n"] for r in same)
+        for key in ("n", "page_faults"):
+            one[key] = sum(r[key] for r in same)
         result.append(one)
     return result
 
@@ -307,6 +313,12 @@ def main() -> None:
     facts |= record.pop("versions") | {"read_gb_s": record.pop("read_gb_s")}
     print(f"{facts['cpu']}, {facts['threads']} threads, reads {facts['read_gb_s']} GB/s")
     print(table(record["results"], peers))
+    for r in record["results"]:
+        if r["page_faults"] > _FEW_FAULTS:
+            print(
+                f"{r['implementation']}, batch {r['batch']}: waited {r['page_faults']} times for "
+                "pages from disk, so its figures are worth nothing; give it more memory"
+            )
     record["clips"] = [whole_clip(plan, name, args.seconds) for name in clips]
     for clip in record["clips"]:
         print(

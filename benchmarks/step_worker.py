@@ -23,7 +23,7 @@ from audiogen_fast.models import builders
 from audiogen_fast.models.checkpoint import read_own_format
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.weights import load_state
-from benchmarks.common import process_memory, timed
+from benchmarks.common import page_faults, process_memory, timed
 from benchmarks.workers import reserve_output, serve
 
 GUIDANCE, TOP_K = 3.0, 250
@@ -105,13 +105,13 @@ class Ours:
 
     def turn(self, begin: int, end: int, steps: int) -> dict[str, Any]:
         """Go on to step `end`; seconds per step of each call but the first, after a pause."""
-        seconds = []
+        seconds, faults = [], page_faults()
         while self.done < end:
             start = time.perf_counter()
             done = next(self.run)
             seconds.append((time.perf_counter() - start) / (done - self.done))
             self.done = done
-        return {"seconds": seconds[1:] or seconds}
+        return {"seconds": seconds[1:] or seconds, "page_faults": page_faults() - faults}
 
     def stop(self) -> dict[str, Any]:
         self.run.close()
@@ -168,10 +168,11 @@ class Transformers:
         for layer in range(len(self.lm.transformer.layers)):
             own.update(torch.randn(shape), torch.randn(shape), layer)
         self.cache = EncoderDecoderCache(own, self.text_cache)
+        faults = page_faults()
         seconds = timed(self._step, steps, warmup=1)
-        memory = process_memory()
+        faults, memory = page_faults() - faults, process_memory()
         self.cache = None  # room for the others
-        return {"seconds": seconds, **memory}
+        return {"seconds": seconds, "page_faults": faults, **memory}
 
     def stop(self) -> dict[str, Any]:
         return {}

@@ -22,7 +22,7 @@ from random_weights import random_codec, save_checkpoint
 from safetensors import safe_open
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from benchmarks.common import process_memory, timed  # noqa: E402
+from benchmarks.common import page_faults, process_memory, timed  # noqa: E402
 from benchmarks.workers import reserve_output, serve  # noqa: E402
 
 RELEASED_CODEC = {
@@ -96,10 +96,11 @@ class Step:
         """
         position = max(1, (begin + end - steps) // 2)
         self._fill_caches(position)
+        faults = page_faults()
         seconds = timed(self._step, steps, warmup=1)
-        memory = process_memory()
+        faults, memory = page_faults() - faults, process_memory()
         self._fill_caches(1)  # room for the others
-        return {"seconds": seconds, **memory}
+        return {"seconds": seconds, "page_faults": faults, **memory}
 
     def _fill_caches(self, position: int) -> None:
         for module in self.lm.modules():
