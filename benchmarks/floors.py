@@ -40,6 +40,8 @@ GPUS = {
 def find_gpu(name: str) -> str | None:
     """The key of `GPUS` for a device name of CUDA, such as 'NVIDIA H100 80GB HBM3'."""
     words = name.replace("-", " ").split()
+    if "Laptop" in words:  # another chip under the same name
+        return None
     for key in GPUS:
         if all(word in words for word in key.split()):
             return key

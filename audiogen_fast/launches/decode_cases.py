@@ -140,6 +140,33 @@ def attention_decode(rows: int, kind: str, position: int, *, quick: bool = True)
     return Case("attention_decode", label, prepare, needed, reference, quick=quick)
 
 
+def cross_attention_decode(rows: int, kind: str, text: int, *, quick: bool = True) -> Case:
+    """One layer's attention of a step to the text of the rows that have any."""
+    dtype = getattr(torch, kind)
+
+    def operands(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q = random(rows, DIM, device=device, dtype=dtype)
+        keys, values = random(2, rows, HEADS, text, HEAD_DIM, device=device, dtype=dtype)
+        return q, keys, values, torch.full([rows], text, dtype=torch.int32, device=device)
+
+    def prepare(device: torch.device) -> Call:
+        from audiogen_fast.kernels.cross_attention_decode import cross_attention_decode as launch
+
+        q, keys, values, lengths = operands(device)
+        out, pads = torch.zeros_like(q), torch.zeros_like(lengths)
+        active = torch.ones(rows, dtype=torch.bool, device=device)
+        return lambda: launch(q, keys, values, lengths, pads, out, active=active)
+
+    def reference(device: torch.device) -> Call:
+        q, keys, values, _ = operands(device)
+        q = q.view(rows, HEADS, 1, HEAD_DIM)
+        return lambda: torch.nn.functional.scaled_dot_product_attention(q, keys, values)
+
+    needed = 2 * rows * (text + 1) * DIM * dtype.itemsize
+    label = f"{kind}, {rows} rows of {text}"
+    return Case("cross_attention_decode", label, prepare, needed, reference, quick=quick)
+
+
 def decode_cases() -> list[Case]:
     """Every case of this file: the formats, few rows and many, all roles."""
     quick = {
@@ -158,6 +185,9 @@ def decode_cases() -> list[Case]:
         attention_decode(16, "float16", 251, quick=False),
         attention_decode(2, "float32", 511, quick=False),
         attention_decode(128, "bfloat16", 251, quick=False),
+        cross_attention_decode(1, "bfloat16", 16),
+        cross_attention_decode(8, "float16", 64, quick=False),
+        cross_attention_decode(64, "bfloat16", 16, quick=False),
     ]
     return attention + [
         norm_linear(role, rows, kind, quick=(role, rows, kind) in quick)
