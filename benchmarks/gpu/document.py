@@ -82,6 +82,9 @@ def document(content: dict[str, Any]) -> str:
         lines += [f"## {section['title']}", ""]
         if name == "environment":
             lines += _environment(section["items"])
+        elif name == "kernels":
+            copy = _value(content, "ceilings", "copy", "gb_s")
+            lines += _items({k: _share_of_copy(v, copy) for k, v in section["items"].items()})
         else:
             lines += _items(section["items"])
         lines.append("")
@@ -120,6 +123,13 @@ def _items(items: dict[str, Any]) -> Iterator[str]:
         return
     rows = [[item, *(_number(r.get(key)) for key in keys)] for item, r in flat.items()]
     yield from _table(["", *keys], rows)
+
+
+def _share_of_copy(result: dict[str, Any], copy: float | None) -> dict[str, Any]:
+    """A kernel's bytes per second over those of a plain copy on the same device."""
+    if copy is None or "kernel" not in result:
+        return result
+    return {**result, "share of copy": result["kernel"]["gb_s"] / copy}
 
 
 def _flatten(result: dict[str, Any]) -> Iterator[tuple[str, Any]]:
