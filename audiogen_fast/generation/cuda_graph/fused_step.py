@@ -7,9 +7,9 @@ feed-forward matrix and GELU; second one and residual. What a kernel does not co
 """
 
 import dataclasses
+import os
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from audiogen_fast._backend import why_no_triton
@@ -17,7 +17,6 @@ from audiogen_fast.generation.cuda_graph.state import DecodeState
 from audiogen_fast.generation.cuda_graph.torch_step import (
     embed,
     noise_ahead,
-    text_mask,
     write_codes,
 )
 from audiogen_fast.generation.cuda_graph.weights import Linear, Norm, StepWeights
@@ -28,9 +27,11 @@ from audiogen_fast.ops.weight_formats import QuantizedWeight
 MOST_ROWS = 256
 
 
-def why_not_fused(rows: int) -> str | None:
-    """None if steps of so many rows are decoded by fused kernels, else the reason in words."""
+def why_not_fused(rows: int, device: torch.device) -> str | None:
+    """None if steps of so many rows are decoded by fused kernels there, else the reason."""
     reason = why_no_triton()
+    if reason is None and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        reason = f"the model is on {device}"
     if reason is None and rows > MOST_ROWS:
         reason = f"it is made for at most {MOST_ROWS} rows, these are {rows}"
     return reason
@@ -44,13 +45,22 @@ class FusedSteps:
 
     def __init__(self, weights: StepWeights, state: DecodeState):
         # Not at the top: without a GPU, nothing else needs triton.
-        from audiogen_fast.kernels import _launch, norm_linear
+        from audiogen_fast.kernels import (
+            _launch,
+            attention_decode,
+            cross_attention_decode,
+            norm_linear,
+        )
 
         self.weights, self.state, self._kernels = weights, state, norm_linear
+        self._attention = attention_decode
+        self._text_attention = cross_attention_decode.cross_attention_decode
         size, R = weights.size, state.shape.rows
         kv, text = state.keys[0].dtype, state.text_keys[0].dtype
+        text_rows = state.shape.text_rows
         self.q = state.buffer("q", (R, size.dim), kv)
-        self.text_q = state.buffer("text_q", (state.shape.text_rows, size.dim), text)
+        self.text_q = state.buffer("text_q", (text_rows, size.dim), text)
+        self.mixed = state.buffer("mixed", (R, size.dim), weights.dtype)
         self.hidden = state.buffer("hidden", (R, size.hidden), weights.dtype)
         self._processors = _launch.multiprocessors(state.device)
         self._interpreted = _launch.interpreted()
@@ -90,13 +100,11 @@ class FusedSteps:
     def _step(self, limit: int, noise: Tensor | None) -> None:
         state, weights = self.state, self.weights
         state.x.copy_(embed(weights, state))
-        attended = torch.arange(limit, device=state.device) <= state.positions.view(-1, 1, 1, 1)
-        text = text_mask(state)
-        for index in range(len(weights.layers)):
-            self._self_attention(index, attended)
-            if text is not None:
-                self._cross_attention(index, text)
-            layer = weights.layers[index]
+        scratch = self._attention_scratch(limit)
+        for index, layer in enumerate(weights.layers):
+            self._self_attention(index, limit, scratch)
+            if state.shape.text_rows:
+                self._cross_attention(index)
             self._product(state.x, layer.ff1, self.hidden, layer.norm2, gelu=True)
             self._product(self.hidden, layer.ff2, state.x, residual=True)
         self._product(
@@ -111,28 +119,47 @@ class FusedSteps:
         )
         write_codes(state, drawn)
 
-    def _self_attention(self, index: int, attended: Tensor) -> None:
+    def _attention_scratch(self, limit: int):
+        size, state = self.weights.size, self.state
+        pairs = (state.shape.rows, size.heads, -(-limit // self._attention.CHUNK))
+        return self._attention.Workspace(
+            state.buffer(f"values-{limit}", (*pairs, size.head_dim), torch.float32),
+            state.buffer(f"weights-{limit}", (*pairs, 2), torch.float32),
+            state.buffer(f"arrived-{limit}", pairs[:2], torch.int32),
+        )
+
+    def _self_attention(self, index: int, limit: int, scratch) -> None:
         state, layer = self.state, self.weights.layers[index]
         keys, values = state.keys[index], state.values[index]
         append = self._kernels.KVAppend(keys, values, state.positions)
         self._product(state.x, layer.qkv, self.q, layer.norm1, append=append)
-        limit = attended.shape[-1]
-        out = F.scaled_dot_product_attention(
-            self._heads(self.q), keys.narrow(2, 0, limit), values.narrow(2, 0, limit), attended
+        self._attention.attention_decode(
+            self.q,
+            keys,
+            values,
+            state.positions,
+            self.mixed,
+            active=state.active,
+            limit=limit,
+            workspace=scratch,
         )
-        self._product(out.flatten(1), layer.out, state.x, residual=True)
+        self._product(self.mixed, layer.out, state.x, residual=True)
 
-    def _cross_attention(self, index: int, mask: Tensor) -> None:
+    def _cross_attention(self, index: int) -> None:
         state, layer = self.state, self.weights.layers[index]
-        x = state.x.narrow(0, 0, state.shape.text_rows)
+        rows = state.shape.text_rows
+        x, mixed = state.x.narrow(0, 0, rows), self.mixed.narrow(0, 0, rows)
         self._product(x, layer.cross_q, self.text_q, layer.norm_cross)
-        out = F.scaled_dot_product_attention(
-            self._heads(self.text_q), state.text_keys[index], state.text_values[index], mask
+        self._text_attention(
+            self.text_q,
+            state.text_keys[index],
+            state.text_values[index],
+            state.text_lengths,
+            state.text_pads,
+            mixed,
+            active=state.active,
         )
-        self._product(out.flatten(1), layer.cross_out, x, residual=True)
-
-    def _heads(self, q: Tensor) -> Tensor:
-        return q.unflatten(1, (self.weights.size.heads, -1)).unsqueeze(2)
+        self._product(mixed, layer.cross_out, x, residual=True)
 
     def _product(
         self, x: Tensor, linear: Linear, out: Tensor, norm: Norm | None = None, **options
