@@ -132,7 +132,11 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, n_pad: Ten
 
 
 def codebook_cross_entropy(
-    hidden: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], targets: Tensor
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    targets: Tensor,
+    divisors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output heads and cross entropy; see `reference.codebook_cross_entropy`.
 
@@ -145,6 +149,9 @@ def codebook_cross_entropy(
         biases: K tensors `[card]`, or nothing.
         targets: int64 `[B, K, S]` in [0, card); a negative one is left out. On CUDA one past the
             card gives NaN.
+        divisors: float `[K]`, each positive, what to divide each codebook's sum by; None for its
+            own number of targets. Parts of a batch, on one process or several, pass those of the
+            whole batch, so that their losses and gradients add up to its own.
     Returns:
         The loss, a scalar, and the cross entropy of each codebook `[K]`, without a gradient.
     Raises:
@@ -159,12 +166,16 @@ def codebook_cross_entropy(
     shape = (hidden.shape[0], len(weights), hidden.shape[1])
     _check(targets.shape == shape, "targets", "[B, K, S]", targets)
     _check(targets.dtype == torch.int64, "targets", "int64", targets)
+    fits = divisors is None or divisors.shape == (len(weights),)
+    _check(fits, "divisors", f"[{len(weights)}]", divisors)
     weights, biases = [_autocast(w) for w in weights], [_autocast(b) for b in biases]
     if not uses_fast_path(weights[0]):
-        loss, per_codebook = reference.codebook_cross_entropy(hidden, weights, biases, targets)
+        loss, per_codebook = reference.codebook_cross_entropy(
+            hidden, weights, biases, targets, divisors
+        )
         return loss, per_codebook.detach()
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, *weights, *biases))
-    return library.codebook_cross_entropy(hidden, weights, biases, targets, wanted)[:2]
+    return library.codebook_cross_entropy(hidden, weights, biases, targets, divisors, wanted)[:2]
 
 
 def _check(condition: bool, name: str, expected: str, tensor: Tensor | None) -> None:

@@ -132,11 +132,12 @@ def codebook_cross_entropy(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     targets: Tensor,
+    divisors: Tensor | None,
     with_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """loss, per_codebook, scale, and the gradients over scale of hidden, weights and biases.
 
-    Rows without a target are skipped. The gradients are free of the factor `1 / (K count)`, which
+    Rows without a target are skipped. The gradients are free of the factor `1 / (K divisor)`, which
     float16 cannot hold; without `with_gradients` they are empty.
     """
     B, K, S = targets.shape
@@ -150,7 +151,11 @@ def codebook_cross_entropy(
     grad_bias = torch.zeros(K if with_gradients and biases else 0, card, dtype=wide)
     places = [(targets[:, k].reshape(-1) >= 0).nonzero().flatten() for k in range(K)]
     counts = [len(place) for place in places]
-    fewest = min((n for n in counts if n > 0), default=0)
+    if divisors is None:
+        divisors = torch.tensor([max(1, n) for n in counts])
+    factors = 1 / (K * divisors.to(wide))
+    scale = factors.max()
+    shares = (factors / scale).tolist()
     for k in range(K):
         target = targets[:, k].reshape(-1)[places[k]].unsqueeze(1)
         for first in range(0, counts[k], _CHUNK_ROWS):
@@ -163,17 +168,15 @@ def codebook_cross_entropy(
                 continue
             grad = log_probs.exp_()
             grad.scatter_add_(1, wanted, grad.new_full(wanted.shape, -1.0))
-            share = fewest / counts[k]
             if biases:
-                grad_bias[k].add_(grad.sum(dim=0), alpha=share)
+                grad_bias[k].add_(grad.sum(dim=0), alpha=shares[k])
             grad = grad.to(dtype)
             if dtype == wide:
-                grad_weight[k].addmm_(grad.t(), chunk, alpha=share)
+                grad_weight[k].addmm_(grad.t(), chunk, alpha=shares[k])
             else:
-                grad_weight[k].add_(torch.mm(grad.t(), chunk), alpha=share)
-            grad_rows.index_add_(0, place, torch.mm(grad, weights[k]).to(wide), alpha=share)
-    per_codebook = losses / torch.tensor(counts).clamp(min=1)
-    scale = torch.tensor(1 / (K * fewest) if fewest else 0.0, dtype=wide)
+                grad_weight[k].add_(torch.mm(grad.t(), chunk), alpha=shares[k])
+            grad_rows.index_add_(0, place, torch.mm(grad, weights[k]).to(wide), alpha=shares[k])
+    per_codebook = losses / divisors.to(wide)
     grad_hidden = grad_rows.to(hidden.dtype).view(B if with_gradients else 0, S, dim)
     return per_codebook.mean(), per_codebook, scale, grad_hidden, grad_weight, grad_bias
 

@@ -80,10 +80,11 @@ def codebook_cross_entropy(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     targets: Tensor,
+    divisors: Tensor | None,
     with_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     launch = _kernels("codebook_cross_entropy").codebook_cross_entropy
-    return launch(hidden, weights, biases, targets, with_gradients)
+    return launch(hidden, weights, biases, targets, divisors, with_gradients)
 
 
 def rvq_decode(codes: Tensor, codebooks: Sequence[Tensor]) -> Tensor:

@@ -146,7 +146,7 @@ cross_attention_backward = _define("cross_attention_backward", _attention_backwa
 cross_attention.register_autograd(_attention_gradient, setup_context=_attention_context)
 
 
-def _entropy_shape(hidden, weights, biases, targets, with_gradients):
+def _entropy_shape(hidden, weights, biases, targets, divisors, with_gradients):
     K, wide = len(weights), _wide(weights[0].dtype)
     card, dim = weights[0].shape
     B, S, _ = hidden.shape
@@ -162,7 +162,7 @@ def _entropy_shape(hidden, weights, biases, targets, with_gradients):
 
 
 def _entropy_context(ctx, inputs, output):
-    _, weights, ctx.biases, _, _ = inputs
+    _, weights, ctx.biases, _, _, _ = inputs
     ctx.biases, ctx.heads, ctx.dtype = len(ctx.biases), len(weights), weights[0].dtype
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[2:])
@@ -172,7 +172,7 @@ def _entropy_gradient(ctx, grad, *_):
     scale, *grads = ctx.saved_tensors
     hidden, weights, biases = codebook_cross_entropy_backward(grad, scale, *grads)
     biases = list(biases.to(ctx.dtype).unbind())[: ctx.biases]
-    return hidden, list(weights.to(ctx.dtype).unbind()), biases, None, None
+    return hidden, list(weights.to(ctx.dtype).unbind()), biases, None, None, None
 
 
 def _scaled(

@@ -183,7 +183,11 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, n_pad: Ten
 
 
 def codebook_cross_entropy(
-    hidden: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], targets: Tensor
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    targets: Tensor,
+    divisors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output heads and cross entropy: each codebook over its own targets, then their mean.
 
@@ -196,6 +200,8 @@ def codebook_cross_entropy(
         weights: K tensors `[card, D]`; the products run in their dtype.
         biases: K tensors `[card]`, or nothing.
         targets: int64 `[B, K, S]` in [0, card); a negative one is left out.
+        divisors: float `[K]`, each positive, what to divide each codebook's sum by; None for its
+            own number of targets. A part of a batch passes those of the whole.
     Returns:
         The loss, a scalar, and the cross entropy of each codebook `[K]`, in nats, float32
         (float64 for float64 weights).
@@ -209,8 +215,9 @@ def codebook_cross_entropy(
         reduction="none",
         ignore_index=-100,
     ).view(targets.shape)
-    counts = (targets >= 0).sum(dim=(0, 2)).clamp(min=1)
-    per_codebook = entropy.sum(dim=(0, 2)) / counts
+    if divisors is None:
+        divisors = (targets >= 0).sum(dim=(0, 2)).clamp(min=1)
+    per_codebook = entropy.sum(dim=(0, 2)) / divisors
     return per_codebook.mean(), per_codebook
 
 

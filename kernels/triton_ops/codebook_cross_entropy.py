@@ -75,12 +75,13 @@ def codebook_cross_entropy(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     targets: Tensor,
+    divisors: Tensor | None,
     with_gradients: bool,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mean over the codebooks of each one's mean cross entropy, and its gradients.
 
-    The gradients are kept free of the factor `1 / (K count)`, which float16 cannot hold: multiply
+    The gradients are kept free of the factor `1 / (K divisor)`, which float16 cannot hold: multiply
     them by `scale`.
 
     Args:
@@ -88,6 +89,8 @@ def codebook_cross_entropy(
         weights: K tensors `[card, D]`, float32, float16 or bfloat16.
         biases: K tensors `[card]`, or nothing.
         targets: int64 `[B, K, S]` in [0, card); a negative one is left out.
+        divisors: float32 `[K]`, positive, what to divide each codebook's sum by; None for its own
+            number of targets.
         with_gradients: whether to make the last three results, which else are empty.
         chunk_rows: rows of hidden at a time; by default such that their logits take 32 MiB.
     Returns:
@@ -97,7 +100,7 @@ def codebook_cross_entropy(
     Raises:
         ValueError: an argument of the wrong shape or dtype.
     """
-    _check_arguments(hidden, weights, biases, targets)
+    _check_arguments(hidden, weights, biases, targets, divisors)
     B, K, S = targets.shape
     card, dim = weights[0].shape
     device, dtype = hidden.device, weights[0].dtype
@@ -106,10 +109,11 @@ def codebook_cross_entropy(
     weight = torch.cat(list(weights))
     bias = torch.cat(list(biases)) if biases else None
     targets = targets.contiguous()
-    counts = (targets >= 0).sum(dim=(0, 2)).to(torch.float32)
-    factors = torch.where(counts > 0, 1 / (K * counts.clamp(min=1)), 0.0)
+    if divisors is None:
+        divisors = (targets >= 0).sum(dim=(0, 2)).clamp(min=1)
+    factors = 1 / (K * divisors.to(torch.float32))
     scale = factors.max()
-    share = factors / torch.where(scale > 0, scale, 1.0)
+    share = factors / scale
     losses = torch.empty(B, K, S, dtype=torch.float32, device=device)
     wanted = with_gradients
     grad_rows = torch.empty_like(
@@ -146,7 +150,7 @@ def codebook_cross_entropy(
             grad_weight += torch.mm(logits.t(), chunk)
             if biases:
                 grad_bias += logits.sum(dim=0, dtype=torch.float32)
-    per_codebook = losses.sum(dim=(0, 2)) / counts.clamp(min=1)
+    per_codebook = losses.sum(dim=(0, 2)) / divisors
     return (
         per_codebook.mean(),
         per_codebook,
@@ -158,7 +162,11 @@ def codebook_cross_entropy(
 
 
 def _check_arguments(
-    hidden: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], targets: Tensor
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    targets: Tensor,
+    divisors: Tensor | None,
 ) -> None:
     _require(hidden.ndim == 3, f"hidden must be [B, S, D], got the shape {tuple(hidden.shape)}")
     _require(len(weights) >= 1, "weights must have at least one head, got none")
@@ -188,6 +196,9 @@ def _check_arguments(
     shape = (B, len(weights), S)
     _require(targets.shape == shape, f"targets must be {shape}, got {tuple(targets.shape)}")
     _require(targets.dtype == torch.int64, f"targets must be int64, got {targets.dtype}")
+    if divisors is not None:
+        K = len(weights)
+        _require(divisors.shape == (K,), f"divisors must be [{K}], got {tuple(divisors.shape)}")
     _require(
         targets.device == hidden.device == first.device,
         f"hidden, weights and targets must be on one device, got {hidden.device}, "

@@ -142,6 +142,7 @@ OPERANDS = {
         [random(5, 4), random(5, 4, seed=1)],
         [random(5), random(5, seed=1)],
         torch.tensor([[[0, 4, -1], [2, -1, -1]]]).expand(2, 2, 3).contiguous(),
+        torch.tensor([2.0, 3.0]),
         True,
     ),
 }
@@ -254,6 +255,23 @@ def test_cross_entropy_over_many_chunks_and_empty_codebooks():
     nothing = autograd.codebook_cross_entropy(hidden, weights, [], targets.fill_(-1))[0]
     assert nothing == 0
     assert not any(g.any() for g in torch.autograd.grad(nothing, [hidden, *weights]))
+
+
+def test_parts_of_a_batch_with_its_divisors_add_up_to_the_whole():
+    call, tensors = entropy_case(torch.float64)
+    hidden, *heads = (t.requires_grad_() for t in tensors)
+    targets = torch.randint(-3, 11, (2, 3, 6), generator=torch.Generator().manual_seed(0))
+    whole, each = autograd.codebook_cross_entropy(hidden, heads[:3], heads[3:], targets)
+    divisors = (targets >= 0).sum(dim=(0, 2)).double()
+    parts = [
+        autograd.codebook_cross_entropy(
+            hidden[b : b + 1], heads[:3], heads[3:], targets[b : b + 1], divisors
+        )
+        for b in range(2)
+    ]
+    total = parts[0][0] + parts[1][0]
+    assert_close((total, parts[0][1] + parts[1][1]), (whole, each))
+    assert_close(*(torch.autograd.grad(x, [hidden, *heads]) for x in (total, whole)))
 
 
 def test_float16_gradients_of_many_rows_do_not_underflow():

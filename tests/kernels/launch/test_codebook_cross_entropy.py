@@ -29,16 +29,16 @@ def make(shape, dtype=torch.float32, hidden_dtype=torch.float32, bias=False):
     return hidden, weights, biases, targets.to(DEVICE)
 
 
-def run(hidden, weights, biases, targets, chunk=None):
-    results = module.codebook_cross_entropy(hidden, weights, biases, targets, True, chunk)
+def run(hidden, weights, biases, targets, chunk=None, divisors=None):
+    results = module.codebook_cross_entropy(hidden, weights, biases, targets, divisors, True, chunk)
     loss, each, scale, *grads = results
     return [loss, each, *(scale * g.double() for g in grads)]
 
 
-def autograd(hidden, weights, biases, targets, dtype=torch.float64):
+def autograd(hidden, weights, biases, targets, dtype=torch.float64, divisors=None):
     hidden = hidden.to(dtype).requires_grad_()
     weights, biases = ([t.to(dtype).requires_grad_() for t in x] for x in (weights, biases))
-    loss, each = reference.codebook_cross_entropy(hidden, weights, biases, targets)
+    loss, each = reference.codebook_cross_entropy(hidden, weights, biases, targets, divisors)
     grads = torch.autograd.grad(loss, [hidden, *weights, *biases])
     K, card = len(weights), weights[0].shape[0]
     bias_grads = torch.stack(grads[1 + K :]) if biases else torch.zeros(0, card, device=DEVICE)
@@ -81,10 +81,18 @@ def test_chunks_change_nothing_and_runs_agree():
 
 def test_without_gradients_the_loss_is_the_same_and_nothing_more_is_made():
     arguments = make(SHAPES[1], bias=True)
-    expected = module.codebook_cross_entropy(*arguments, True)
-    actual = module.codebook_cross_entropy(*arguments, False)
+    expected = module.codebook_cross_entropy(*arguments, None, True)
+    actual = module.codebook_cross_entropy(*arguments, None, False)
     assert all(map(torch.equal, actual[:3], expected[:3]))
     assert [t.numel() for t in actual[3:]] == [0, 0, 0]
+
+
+def test_divisors_take_the_place_of_the_counts():
+    arguments, divisors = make(SHAPES[1], bias=True), torch.tensor([3.0, 70.0, 0.5], device=DEVICE)
+    actual = run(*arguments, divisors=divisors)
+    exact = autograd(*arguments, divisors=divisors.double())
+    for one, other in zip(actual, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
 
 
 def test_an_empty_codebook_counts_as_zero_and_targets_left_out_do_not_matter():
@@ -157,11 +165,12 @@ def test_nothing_to_do(shape):
         ({"biases": [torch.zeros(6)] * 3}, r"biases\[0\] must be \[5\]"),
         ({"targets": torch.zeros(2, 2, 4).long()}, r"targets must be \(2, 3, 4\)"),
         ({"targets": torch.zeros(2, 3, 4)}, "targets must be int64"),
+        ({"divisors": torch.ones(2)}, r"divisors must be \[3\]"),
         ({"hidden": torch.zeros(2, 4, 8, device="meta")}, "must be on one device"),
     ],
 )
 def test_wrong_arguments(change, message):
     arguments = {"hidden": torch.zeros(2, 4, 8), "weights": [torch.zeros(5, 8)] * 3, "biases": []}
-    arguments |= {"targets": torch.zeros(2, 3, 4).long(), "with_gradients": True}
+    arguments |= {"targets": torch.zeros(2, 3, 4).long(), "with_gradients": True, "divisors": None}
     with pytest.raises(ValueError, match=message):
         module.codebook_cross_entropy(**{**arguments, **change})
