@@ -100,7 +100,7 @@ class FusedSteps:
     def _step(self, limit: int, noise: Tensor | None) -> None:
         state, weights = self.state, self.weights
         state.x.copy_(embed(weights, state))
-        scratch = self._attention_scratch(limit)
+        scratch = self.attention_scratch(limit)
         for index, layer in enumerate(weights.layers):
             self._self_attention(index, limit, scratch)
             if state.shape.text_rows:
@@ -119,7 +119,7 @@ class FusedSteps:
         )
         write_codes(state, drawn)
 
-    def _attention_scratch(self, limit: int):
+    def attention_scratch(self, limit: int):
         size, state = self.weights.size, self.state
         pairs = (state.shape.rows, size.heads, -(-limit // self._attention.CHUNK))
         return self._attention.Workspace(
