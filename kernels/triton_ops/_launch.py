@@ -43,7 +43,12 @@ def interpreted() -> bool:
 
 @functools.lru_cache(maxsize=16)
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of a CUDA device; 1 for any other, which has one worker."""
+    """Streaming multiprocessors of a CUDA device; 1 for any other, which has one worker.
+
+    Where there is none to ask, as when launches are only recorded, those of an H100.
+    """
     if device.type != "cuda":
         return 1
+    if not torch.cuda.is_available():
+        return 132
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -67,20 +67,21 @@ def choose_config(rows: int, n: int, k: int, bits: int, group: int, processors: 
         rows, n, k: sizes of the product.
         bits: of a weight, 32, 16, 8 or 4.
         group: columns that share an int4 scale; slices of K are whole groups.
-        processors: multiprocessors of the device.
+        processors: multiprocessors of the device. A single one is the interpreter, where what
+            counts is the number of programs.
     """
     if rows <= GEMV_ROWS:
         step = {8: 16, 4: group}.get(bits, 16)
         split = -(-k // _LONGEST_SLICE)
         split = triton.cdiv(k, triton.cdiv(triton.cdiv(k, split), step) * step)
         # More rows of weights than 8, or 4 of float32, would need more registers than there are.
-        block_n = 4 if bits == 32 else 8
+        block_n = 128 if processors == 1 else 4 if bits == 32 else 8
         while block_n > 2 and triton.cdiv(n, block_n) * split < 2 * processors:
             block_n //= 2
         return Config("gemv", triton.next_power_of_2(max(rows, 1)), block_n, 0, split, 4)
     # At most 32 rows and 4 blocks ahead: what fits the 99 KB of shared memory of the smallest.
     block_m = 16 if rows <= 16 else 32
-    block_n = 64 if n >= 4096 else 32
+    block_n = 128 if processors == 1 else 64 if n >= 4096 else 32
     block_k = group if bits == 4 else 32 if bits == 32 else 64
     programs = triton.cdiv(n, block_n) * triton.cdiv(rows, block_m)
     split = 1
@@ -88,6 +89,13 @@ def choose_config(rows: int, n: int, k: int, bits: int, group: int, processors: 
         split *= 2
     split = triton.cdiv(k, triton.cdiv(triton.cdiv(k, split), block_k) * block_k)
     return Config("rows", block_m, block_n, block_k, split, 4, 4 if block_m == 16 else 3)
+
+
+def default_config(
+    rows: int, n: int, k: int, bits: int, group: int, device: torch.device
+) -> Config:
+    """`choose_config` for a device."""
+    return choose_config(rows, n, k, bits, group, _launch.multiprocessors(device))
 
 
 def workspace_sizes(config: Config, rows: int, n: int) -> tuple[int, int]:
@@ -145,7 +153,7 @@ def norm_linear(
     if rows == 0:
         return out
     if config is None:
-        config = choose_config(rows, n, k, bits, group, _launch.multiprocessors(x.device))
+        config = default_config(rows, n, k, bits, group, x.device)
     workspace = _check_workspace(workspace, config, rows, n, x.device)
     slots = max(_length(guidance), _length(active), 1)
     # Pointers that the chosen form never reads get x or out as a stand-in.
