@@ -153,7 +153,7 @@ def cross_entropy(dtype: torch.dtype, *, quick: bool = True) -> Case:
         from audiogen_fast.kernels.codebook_cross_entropy import codebook_cross_entropy as launch
 
         hidden, weights, targets = operands(device)
-        return lambda: launch(hidden, weights, [], targets, True)
+        return lambda: launch(hidden, weights, [], targets, None, True)
 
     rows = CLIPS * FRAMES
     needed = 2 * rows * DIM * dtype.itemsize + N_Q * CARD * DIM * (dtype.itemsize + 4)

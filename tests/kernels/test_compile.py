@@ -72,6 +72,9 @@ def complaints(request):
         lines = [
             f"{launch.name} {line}" for launch in group for line in next(examined).complaints()
         ]
+        if place[0].startswith("golden"):
+            # Rows of 128 numbers are not enough for 16 bytes a thread.
+            lines = [line for line in lines if " reads " not in line]
         found[place] = sorted(set(lines))
     return found
 
