@@ -297,6 +297,36 @@ def test_gradients_of_gradients_are_refused():
                 torch.autograd.grad(grad.square().sum(), tensors, allow_unused=True)
 
 
+MEMORY = """
+import resource, sys, torch
+from audiogen_fast.ops import {module}
+
+def run(B, S, card):
+    torch.manual_seed(0)
+    hidden = torch.randn(B, S, 32, requires_grad=True)
+    weights = [torch.randn(card, 32, requires_grad=True) for _ in range(4)]
+    targets = torch.randint(0, card, (B, 4, S))
+    loss, _ = {module}.codebook_cross_entropy(hidden, weights, [], targets)
+    loss.backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = run(2, 300, 64)  # what torch imports and sets up once
+print((run(8, 500, 2048) - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
+def test_cross_entropy_takes_at_most_a_quarter_of_the_memory():
+    peak = {}
+    for module in ("autograd", "reference"):
+        code = MEMORY.format(module=module)
+        run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        peak[module] = int(run.stdout)
+    logits = 8 * 4 * 500 * 2048 * 4
+    assert peak["reference"] > 2 * logits
+    assert 0 < peak["autograd"] <= peak["reference"] / 4, peak
+
+
 PROBE = """
 import torch
 from audiogen_fast.ops import autograd, library
