@@ -218,9 +218,12 @@ def merge_peers(rows: list[dict]) -> list[dict]:
     result = []
     for same in merged.values():
         one = dict(same[0])
+        if len(same) == 1:
+            result.append(one)
+            continue
         for key, value in one.items():
             if isinstance(value, float):
-                one[key] = round(statistics.fmean(r[key] for r in same), 3)
+                one[key] = round(statistics.fmean(r[key] for r in same), 4)
         for key in ("n", "page_faults"):
             one[key] = sum(r[key] for r in same)
         result.append(one)
