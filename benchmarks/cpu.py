@@ -300,6 +300,12 @@ def main() -> None:
         place = args.peer_python.parents[1]
         subprocess.run([sys.executable, str(setup), str(place)], check=True, stdout=sys.stderr)
     facts = machine()
+    if facts["load"] > 0.5:
+        print(
+            f"the load average is {facts['load']:.1f}: on a busy machine the threads of the peers "
+            "wait for one another, and ratios flatter us",
+            file=sys.stderr,
+        )
     plan = Plan(
         folder=random_checkpoint(args.size, args.folder.resolve()),
         size=args.size,
