@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "audiogen_fast/bandwidth.h"
 #include "audiogen_fast/cpu_features.h"
 #include "audiogen_fast/decoder.h"
 #include "audiogen_fast/philox.h"
@@ -184,6 +185,8 @@ PYBIND11_MODULE(_native, m) {
           py::arg("step"), release_gil());
     m.def("rvq_decode", &rvq_decode, py::arg("out"), py::arg("codes"), py::arg("codebooks"),
           py::arg("batch"), py::arg("frames"), py::arg("card"), py::arg("dim"), release_gil());
+    m.def("read_bandwidth", &af::read_bandwidth, py::arg("bytes"), py::arg("threads"),
+          py::arg("rounds"), release_gil());
     m.def("cpu_features", &cpu_features);
     m.def("build_info", &build_info);
     m.def("packed_multiply", &packed_multiply, release_gil());
