@@ -218,9 +218,12 @@ def merge_peers(rows: list[dict]) -> list[dict]:
     result = []
     for same in merged.values():
         one = dict(same[0])
+        if len(same) == 1:
+            result.append(one)
+            continue
         for key, value in one.items():
             if isinstance(value, float):
-                one[key] = round(statistics.fmean(r[key] for r in same), 3)
+                one[key] = round(statistics.fmean(r[key] for r in same), 4)
         for key in ("n", "page_faults"):
             one[key] = sum(r[key] for r in same)
         result.append(one)
@@ -297,6 +300,12 @@ def main() -> None:
         place = args.peer_python.parents[1]
         subprocess.run([sys.executable, str(setup), str(place)], check=True, stdout=sys.stderr)
     facts = machine()
+    if facts["load"] > 0.5:
+        print(
+            f"the load average is {facts['load']:.1f}: on a busy machine the threads of the peers "
+            "wait for one another, and ratios flatter us",
+            file=sys.stderr,
+        )
     plan = Plan(
         folder=random_checkpoint(args.size, args.folder.resolve()),
         size=args.size,

@@ -105,7 +105,8 @@ def norm_linear(role: str, rows: int, kind: str, *, quick: bool = True) -> Case:
     if epilogue == "append":
         needed += 2 * rows * DIM * dtype.itemsize
     label = f"{role} {kind}, {rows} rows"
-    return Case("norm_linear", label, prepare, needed, reference, quick=quick)
+    counted = kind != "float16" and (quick or rows in (2, 16))  # others take minutes
+    return Case("norm_linear", label, prepare, needed, reference, quick=quick, interpreted=counted)
 
 
 def attention_decode(rows: int, kind: str, position: int, *, quick: bool = True) -> Case:

@@ -68,15 +68,16 @@ void Decoder::set_packed(const std::string& name, std::int64_t layer, const void
     const auto [n, k] = shape_of(d.config, name);
     Matrix matrix = empty_matrix(format_of(d.format, name), d.config.group, n, k);
     const auto check = [&](const char* what, const void* address, std::int64_t bytes,
-                           std::int64_t wanted) {
+                           std::int64_t wanted, std::uintptr_t alignment) {
         require(bytes == wanted, std::string(what) + " of " + name + " must have " +
                                      std::to_string(wanted) + " bytes, got " +
                                      std::to_string(bytes));
-        require(reinterpret_cast<std::uintptr_t>(address) % 64 == 0,
-                std::string(what) + " of " + name + " must be aligned to 64 bytes");
+        require(reinterpret_cast<std::uintptr_t>(address) % alignment == 0,
+                std::string(what) + " of " + name + " must be aligned to " +
+                    std::to_string(alignment) + " bytes");
     };
-    check("data", data, data_bytes, matrix.view.data_bytes());
-    check("scales", scales, scale_bytes, matrix.view.scale_bytes());
+    check("data", data, data_bytes, matrix.view.data_bytes(), 64);
+    check("scales", scales, scale_bytes, matrix.view.scale_bytes(), sizeof(float));
     matrix.view.data = static_cast<const std::uint8_t*>(data);
     matrix.view.scales = scale_bytes > 0 ? scales : nullptr;
     check_scales(matrix.view);

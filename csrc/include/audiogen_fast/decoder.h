@@ -59,9 +59,9 @@ public:
     // is not kept.
     void set_matrix(const std::string& name, std::int64_t layer, const float* data, std::int64_t n,
                     std::int64_t k, const float* bias);
-    // The same from what `packed_matrix` gave, which is not copied: `data` and `scales` must be
-    // aligned to 64 bytes, have exactly the sizes that the shape and the format ask for, and outlive
-    // the decoder.
+    // The same from what `packed_matrix` gave, which is not copied: it must outlive the decoder and
+    // have exactly the sizes that shape and format ask for; `data` must be aligned to 64 bytes,
+    // `scales` to 4.
     void set_packed(const std::string& name, std::int64_t layer, const void* data,
                     std::int64_t data_bytes, const void* scales, std::int64_t scale_bytes,
                     const float* bias);
