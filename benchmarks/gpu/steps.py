@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from audiogen_fast.generation.engines import make_engine
+from audiogen_fast.generation.cuda_graph.engine import CudaGraphEngine
+from audiogen_fast.generation.cuda_graph.fused_step import why_not_fused
 from audiogen_fast.generation.job import DecodeJob, RowGroup, SamplingParams, make_keys
 from audiogen_fast.generation.lm_generate import make_job
 from audiogen_fast.models.lm import LMModel
@@ -31,22 +32,17 @@ def measure(item: str, options: Options) -> dict[str, Any]:
     weights = os.environ.get("GPU_REPORT_FORMAT", "bfloat16")
     lm = model_for(weights, options)
     descriptions = int(item.split()[0])
-    engine = _engine(lm, weights)
+    engine = CudaGraphEngine(lm, weights if weights in ("int8", "int4") else None)
     result = measure_engine(engine, lm, descriptions, weights, options)
-    result["weights"] = weights
-    step = getattr(engine, "step_name", None)
-    return result if step is None else {**result, "step": step}
+    why_torch = why_not_fused(2 * descriptions, lm.device)
+    step = "fused" if why_torch is None else f"torch: {why_torch}"
+    return {**result, "weights": weights, "step": step}
 
 
 def model_for(weights: str, options: Options) -> LMModel:
     """The model whose weights are stored, or quantised later, in a format."""
     dtype = torch.bfloat16 if weights in ("int8", "int4") else getattr(torch, weights)
     return random_lm(options.size, options.device, dtype)
-
-
-def _engine(lm: LMModel, weights: str) -> Any:
-    quantize = weights if weights in ("int8", "int4") else None
-    return make_engine("cuda_graph", lm, quantize)
 
 
 def random_job(lm: LMModel, descriptions: int, steps: int) -> DecodeJob:
