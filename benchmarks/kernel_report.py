@@ -51,6 +51,7 @@ def main() -> None:
     capabilities = [int(text) for text in args.capabilities.split(",")]
     report = {
         "benchmark": "kernel_report",
+        "command": COMMAND + " --quick" * args.quick,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: metadata.version(name) for name in ("torch", "triton")}
         | {"python": platform.python_version()},
@@ -168,7 +169,7 @@ def document(report: dict[str, Any], cases: list[Case]) -> str:
         [
             "# Kernels",
             "",
-            f"Made by `{COMMAND}` ({versions}); no figure here was measured on a GPU.",
+            f"Made by `{report['command']}` ({versions}); no figure here was measured on a GPU.",
             "",
             "## Machine code",
             "",
