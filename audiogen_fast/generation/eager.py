@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from audiogen_fast.errors import check
 from audiogen_fast.generation.job import UNKNOWN, DecodeJob, RowGroup
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.modules.kv_cache import KVCache
@@ -61,6 +62,10 @@ class EagerEngine:
     name = "eager"
 
     def __init__(self, lm: LMModel):
+        check(
+            lm.packed is None,
+            "engine must be 'native' for a model whose weights were loaded packed, got 'eager'",
+        )
         self.lm = lm
 
     @torch.inference_mode()

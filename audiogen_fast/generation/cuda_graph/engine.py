@@ -13,7 +13,7 @@ from audiogen_fast.generation.cuda_graph.prefill import fill, halves, prepare_te
 from audiogen_fast.generation.cuda_graph.state import DecodeState, StateShape, position_range
 from audiogen_fast.generation.cuda_graph.steps import check_step, make_steps
 from audiogen_fast.generation.cuda_graph.support import why_unsupported_model
-from audiogen_fast.generation.cuda_graph.weights import StepWeights, fingerprint, step_weights
+from audiogen_fast.generation.cuda_graph.weights import StepWeights, step_weights
 from audiogen_fast.generation.job import DecodeJob
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.ops.weight_formats import FORMATS
@@ -73,7 +73,7 @@ class CudaGraphEngine:
     def weights(self) -> StepWeights:
         """The weights as the steps read them: laid out at the first use, and again when the model's
         have changed (which is not noticed when they were changed through `Parameter.data`)."""
-        current = fingerprint(self.lm)
+        current = self.lm.fingerprint()
         if self._weights is None or current != self._fingerprint:
             self.free()  # graphs remember addresses
             self._weights, self._fingerprint = None, current

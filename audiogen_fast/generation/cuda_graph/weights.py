@@ -127,16 +127,6 @@ def step_weights(lm: LMModel, format: str | None = None) -> StepWeights:
     )
 
 
-def fingerprint(lm: LMModel) -> tuple:
-    """Changes whenever a weight that a step reads is replaced, moved or written in place."""
-    modules = (lm.transformer, lm.emb, lm.linears, lm.out_norm)
-    return tuple(
-        (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
-        for module in modules
-        for weight in module.parameters()
-    )
-
-
 def _layer(layer: torch.nn.Module, dim: int, format: str | None) -> LayerWeights:
     own, cross = layer.self_attn, layer.cross_attention
     weights = LayerWeights(
