@@ -471,7 +471,7 @@ def test_changed_weights_are_packed_again(both):
 
 
 def test_matrices_stay_as_stored_and_codes_are_those_of_float32(tmp_path):
-    """A checkpoint in float16 is packed in float32, exactly, without a float32 copy in the model."""
+    """A checkpoint in float16 is packed in float32, exactly, and the model has no such copy."""
     source = AudioGen.get_pretrained(
         DATA / "golden" / "plain" / "checkpoint", "cpu", dtype="float16"
     )
