@@ -32,8 +32,15 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The sdist, and the wheel made from it for this interpreter, with the lowest manylinux tag that its
+# symbols allow: docs/wheels.md.
 wheel: venv
-	$(BIN)/python -m build
+	rm -rf build/wheel
+	AUDIOGEN_FAST_NATIVE=require CMAKE_ARGS=-DAUDIOGEN_FAST_STATIC_CXX=ON \
+		$(BIN)/python -m build --outdir build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --strip \
+		--wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist/
 
 # The native module's tests with address and undefined behaviour sanitizers.
 sanitize: venv

@@ -3,11 +3,13 @@
 `kernels/triton_ops` and `training` are installed as `audiogen_fast.kernels` and
 `audiogen_fast.training`. The native module is built from `csrc/` with CMake, Ninja and pybind11,
 never with torch. `AUDIOGEN_FAST_NATIVE` decides what happens: by default a build that fails leaves
-the module out with a warning, `require` makes that an error, `0` skips the build.
+the module out with a warning, `require` makes that an error, `0` skips the build. `CMAKE_ARGS` are
+more arguments for CMake.
 """
 
 import importlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,6 +77,7 @@ def compile_native(build: Path) -> Path:
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        *shlex.split(os.environ.get("CMAKE_ARGS", "")),
     )
     step("the compiler", cmake, "--build", str(build))
     built = [path for path in build.glob("_native*") if path.suffix in (".so", ".pyd")]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from audiogen_fast.errors import (
         AudioGenFastError,
         CheckpointError,
+        DeviceMemoryError,
         GenerationCancelled,
         InvalidInputError,
     )
@@ -23,6 +24,7 @@ _HOME = {
     "AudioGen": "api",
     "AudioGenFastError": "errors",
     "CheckpointError": "errors",
+    "DeviceMemoryError": "errors",
     "GenerationCancelled": "errors",
     "InvalidInputError": "errors",
     "audio_info": "data.audio",
@@ -34,6 +36,7 @@ __all__ = [
     "AudioGen",
     "AudioGenFastError",
     "CheckpointError",
+    "DeviceMemoryError",
     "GenerationCancelled",
     "InvalidInputError",
     "audio_info",

@@ -47,3 +47,26 @@ def load_native() -> tuple[ModuleType | None, str | None]:
         return None, f"{error}: {_NOT_BUILT}"
     except (ImportError, OSError) as error:
         return None, f"{type(error).__name__}: {error}"
+
+
+@functools.cache
+def why_no_triton() -> str | None:
+    """None where Triton kernels can be launched, else the reason in words.
+
+    Under `TRITON_INTERPRET=1`, which must be set before triton is imported, they run on a CPU.
+    """
+    if backend() == "reference":
+        return f"turned off by {BACKEND_VARIABLE}=reference"
+    # Not imported here: a report does not need it, and it takes a while.
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"they need compute capability 8.0, the device has {capability}"
+    return None

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from audiogen_fast.data.audio_utils import convert_audio
 from audiogen_fast.errors import CheckpointError, InvalidInputError, check
-from audiogen_fast.generation.engines import check_choice, make_engine
+from audiogen_fast.generation.engines import check_choice, choose, make_engine
 from audiogen_fast.generation.job import Engine, SamplingParams, make_keys
 from audiogen_fast.generation.lm_generate import make_groups, report
+from audiogen_fast.generation.native import NativeEngine
 from audiogen_fast.generation.windows import WindowedGeneration, WindowPlan
 from audiogen_fast.models import builders, loaders
 from audiogen_fast.models.encodec import CompressionModel
@@ -38,7 +39,8 @@ class AudioGen:
         compression_model: codec between audio and codes.
         lm: language model over the codes.
         max_duration: seconds of one window; None takes it from the model's configuration.
-        engine: name of the engine that decodes (`auto` for the fastest that fits), or one.
+        engine: name of the engine that decodes (`auto` for the fastest that can run the model and
+            has memory for its copy of the weights), or one.
     Attributes:
         duration, extend_stride, generation_params: set by `set_generation_params`.
         device, cfg, max_duration, compression_model, lm: as given or loaded.
@@ -68,7 +70,7 @@ class AudioGen:
             "max_duration must be given when the model has no configuration, got None",
         )
         self.max_duration = float(max_duration)
-        self.device = next(iter(lm.parameters())).device
+        self.device = lm.device
         # Precision is written out in the modules; kept because callers enter it.
         self.autocast = contextlib.nullcontext()
         self.engine = make_engine(engine, lm)
@@ -99,14 +101,16 @@ class AudioGen:
                 used before any download.
             device: None for the first CUDA device, or the CPU without one.
             dtype: of the language model: float32, float16 or bfloat16; None for float32 on a
-                CPU and float16 elsewhere. Codec and text encoder are always float32.
+                CPU and float16 elsewhere. Codec and text encoder are always float32. With the
+                native engine, which packs its own copy in that precision, and without `dtype` the
+                model's large matrices stay mapped from the file, as they are stored.
             revision: branch, tag or commit on the hub.
             local_files_only: use the cache only, never the network.
             cache_dir: download folder; None for the environment's.
             engine: see the class.
-            quantize: `int8` or `int4`: decode with the native engine (CPU only) and weights packed
-                in that format, its caches in bfloat16. The model's own weights then stay mapped
-                from the file, in the dtype they are stored in unless `dtype` is given.
+            quantize: `int8` or `int4`: decode with weights packed in that format. On a CPU by the
+                native engine, its caches in bfloat16; on a CUDA device by the engine `cuda_graph`,
+                beside the model's own weights.
         Raises:
             InvalidInputError: an unknown device, dtype, engine or quantisation, or one that cannot
                 run.
@@ -122,10 +126,16 @@ class AudioGen:
             name,
             HubOptions(revision=revision, local_files_only=local_files_only, cache_dir=cache_dir),
         )
-        if quantize is not None and dtype is None:
-            dtype = loaders.stored_dtype(place)
-        codec, lm = loaders.load_models(place, device, dtype)
-        engine = make_engine(engine, lm, quantize)
+        wanted = loaders.resolve_dtype(dtype, device)
+
+        def as_stored(lm: LMModel) -> bool:
+            unset = dtype is None and device.type == "cpu" and isinstance(engine, str)
+            return unset and choose(engine, lm, quantize, wanted, device) == "native"
+
+        codec, lm = loaders.load_models(place, device, dtype, as_stored)
+        engine = make_engine(engine, lm, quantize, wanted)
+        if isinstance(engine, NativeEngine):
+            engine.prepare()
         try:
             model = AudioGen(str(name), codec, lm, engine=engine)
         except (InvalidInputError, AttributeError, TypeError, ValueError) as error:
@@ -142,9 +152,21 @@ class AudioGen:
 
     from_pretrained = get_pretrained
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the model to `folder`; `get_pretrained(folder)` loads it without the network."""
-        return save_pretrained(folder, self.lm, self.compression_model)
+    def save_pretrained(self, folder: str | Path, *, packed: bool = False) -> Path:
+        """Write the model to `folder`; `get_pretrained(folder)` loads it without the network.
+
+        Args:
+            packed: write the weights as the native engine has packed them. They load by memory map
+                and need no packing, but serve that engine only.
+        """
+        weights = None
+        if packed:
+            check(
+                isinstance(self.engine, NativeEngine),
+                f"packed needs a model with the native engine, got {self.engine.name}",
+            )
+            weights = self.engine.packed_weights()
+        return save_pretrained(folder, self.lm, self.compression_model, weights)
 
     @property
     def frame_rate(self) -> float:
@@ -423,10 +445,13 @@ class AudioGen:
         return [ConditioningAttributes(text={"description": text}) for text in descriptions]
 
     def _steps(self, run: WindowedGeneration, progress: bool) -> Iterator[None]:
-        """Run the generation, reporting every step."""
+        """Run the generation, reporting every step, also where an engine makes several at once."""
+        callback = (self._progress_callback or _print_progress) if progress else None
+        reported = 0
         for done, total, offset in run:
-            if progress:
-                report(self._progress_callback or _print_progress, done + offset, total)
+            for step in range(reported if reported < done else 0, done):
+                report(callback, step + 1 + offset, total)
+            reported = done
             yield
 
     def _finish(

@@ -9,12 +9,15 @@ from importlib import metadata
 from typing import Any
 
 from audiogen_fast import __version__
-from audiogen_fast._backend import BACKEND_VARIABLE, backend, load_native
-from audiogen_fast.errors import InvalidInputError
+from audiogen_fast._attention import ATTENTION_VARIABLE, choose_attention
+from audiogen_fast._backend import BACKEND_VARIABLE, backend, load_native, why_no_triton
+from audiogen_fast.errors import InvalidInputError, MissingDependencyError
 
 _PACKAGES = ("torch", "triton", "transformers", "flash-attn")
 _VARIABLES = (
     BACKEND_VARIABLE,
+    "AUDIOGEN_FAST_CUDA_GRAPH",
+    ATTENTION_VARIABLE,
     "AUDIOGEN_FAST_THREADS",
     "AUDIOGEN_FAST_ISA",
     "AUDIOGEN_FAST_NATIVE_FILE",
@@ -31,9 +34,10 @@ def get_env() -> dict[str, Any]:
 
     Returns:
         A dictionary that `json` can write: `versions` (name to version, None when not installed),
-        `platform`, `devices` (one line each), `backend`, `native` (`available`, `detail`, and
-        `cpu_features`, the names of the instruction sets found), `environment` (variable to
-        value, None when not set).
+        `platform`, `devices` (one line each), `backend`, `kernels` (whether Triton's are used,
+        and why not), `attention` (what reads a prompt on a GPU, and why), `native` (`available`,
+        `detail`, and `cpu_features`, the names of the instruction sets found), `environment`
+        (variable to value, None when not set).
     """
     versions: dict[str, str | None] = {
         "audiogen_fast": __version__,
@@ -45,6 +49,8 @@ def get_env() -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": _devices(),
         "backend": _backend(),
+        "kernels": _kernels(),
+        "attention": _attention(),
         "native": _native(),
         "environment": {name: os.environ.get(name) for name in _VARIABLES},
     }
@@ -58,6 +64,8 @@ def show_env() -> str:
     lines.append(f"platform: {env['platform']}")
     lines += [f"device: {device}" for device in env["devices"]]
     lines.append(f"backend: {env['backend']}")
+    lines.append(f"triton kernels: {env['kernels']}")
+    lines.append(f"attention: {env['attention']}")
     state = "available" if native["available"] else "not available"
     lines.append(f"native module: {state} ({native['detail']})")
     lines.append(f"cpu features: {' '.join(native['cpu_features']) or 'unknown'}")
@@ -90,6 +98,22 @@ def _backend() -> str:
         return backend()
     except InvalidInputError as error:
         return f"invalid: {error}"
+
+
+def _kernels() -> str:
+    try:
+        reason = why_no_triton()
+    except InvalidInputError as error:
+        return f"invalid: {error}"
+    return "used" if reason is None else f"not used ({reason})"
+
+
+def _attention() -> str:
+    try:
+        name, reason = choose_attention()
+    except (InvalidInputError, MissingDependencyError) as error:
+        return f"invalid: {error}"
+    return f"{name} ({reason})"
 
 
 def _native() -> dict[str, Any]:

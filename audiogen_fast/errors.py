@@ -25,6 +25,13 @@ class MissingDependencyError(AudioGenFastError, ImportError):
     """An optional package is needed for what was asked; the message says what to install."""
 
 
+class DeviceMemoryError(AudioGenFastError, MemoryError):
+    """A device has too little memory for what was asked; the message says what to lower.
+
+    The model stays usable.
+    """
+
+
 class GenerationCancelled(AudioGenFastError):
     """Raised by a progress callback (or because it returned False) to stop a generation.
 

@@ -1,9 +1,12 @@
-"""What every benchmark shares: the machine, its bandwidth, timing, peers, one result file."""
+"""What every benchmark shares: the machine, its memory, timing, one result file.
+
+Imported in the environments of the peers as well, so it needs nothing but torch.
+"""
 
 import json
 import os
 import platform
-import subprocess
+import resource
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -13,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
-PEER_PYTHON = Path(__file__).resolve().parents[1] / ".peers" / "bin" / "python"
-PEER_SERVER = Path(__file__).parent / "peers" / "server.py"
 
 
 def machine() -> dict[str, Any]:
@@ -57,11 +59,33 @@ def require_memory(needed: int, what: str) -> None:
         )
 
 
-def read_bandwidth(gigabytes: float = 1.0, rounds: int = 9) -> float:
-    """Fastest observed reading of a large float32 tensor with all threads, in GB/s (1e9)."""
-    block = torch.ones(int(gigabytes * 1e9) // 4)
-    seconds = timed(block.sum, rounds, warmup=2)
-    return block.numel() * 4 / min(seconds) / 1e9
+def process_memory() -> dict[str, int]:
+    """Bytes of this process: its own memory now, and all it had at its highest.
+
+    `peak_bytes` counts mapped files as well, of which all processes share one copy;
+    `private_bytes` does not.
+    """
+    status = Path("/proc/self/status").read_text()
+    fields = {"private_bytes": "RssAnon", "peak_bytes": "VmHWM"}
+    return {
+        name: int(status.split(f"{field}:")[1].split()[0]) * 1024 for name, field in fields.items()
+    }
+
+
+def page_faults() -> int:
+    """How often this process has waited for a page from disk so far.
+
+    While it measures that should be hardly ever: mapped weights that memory has no room for make
+    an implementation look slow.
+    """
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+def read_bandwidth(threads: int, rounds: int = 5, size: int = 1 << 30) -> float:
+    """Fastest of `rounds` readings of a block of memory with all threads, in GB/s (1e9)."""
+    from audiogen_fast.ops import native
+
+    return max(native.read_bandwidth(size, threads, rounds)) / 1e9
 
 
 def timed(call: Callable[[], Any], n: int, warmup: int = 0) -> list[float]:
@@ -120,47 +144,6 @@ def fill_random(tensors: Sequence[Tensor], seed: int = 0, std: float = 0.02) -> 
             n = min(flat.numel() - done, noise.numel() - position)
             flat[done : done + n] = noise[position : position + n]
             done += n
-
-
-def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give a model built on the meta device memory and random weights; norms start as identity."""
-    model.to_empty(device="cpu")
-    fill_random(list(model.parameters()), seed)
-    for module in model.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            torch.nn.init.ones_(module.weight)
-            torch.nn.init.zeros_(module.bias)
-    return model.eval().requires_grad_(False)
-
-
-class Peer:
-    """A benchmark process in the peer environment that answers one JSON line per request."""
-
-    def __init__(self, python: Path, task: str, **arguments: Any):
-        if not python.exists():
-            raise SystemExit(f"{python} does not exist; see benchmarks/README.md, Peers")
-        arguments["threads"] = torch.get_num_threads()
-        command = [str(python), "-W", "ignore", str(PEER_SERVER), task, json.dumps(arguments)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.versions = self._answer()
-
-    def measure(self, n: int) -> list[float]:
-        """Seconds of `n` measurements made by the peer."""
-        self._process.stdin.write(json.dumps({"n": n}) + "\n")
-        self._process.stdin.flush()
-        return self._answer()["seconds"]
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the peer ended with status {self._process.wait()}")
-        return json.loads(line)
 
 
 def write_result(name: str, path: Path | None, **content: Any) -> Path:

@@ -1,6 +1,6 @@
 """Decode and encode 10 s with a codec of the released size on a CPU: ours and audiocraft.
 
-    python benchmarks/cpu_codec.py
+    python -m benchmarks.cpu_codec
 
 Both run the same random weights, read from one checkpoint file. Needs the peer environment; see
 `benchmarks/README.md`.
@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import (
-    PEER_PYTHON,
-    Peer,
+
+from audiogen_fast.models.loaders import load_compression_model
+from benchmarks.common import (
     alternate,
     machine,
     read_bandwidth,
@@ -22,8 +22,7 @@ from common import (
     timed,
     write_result,
 )
-
-from audiogen_fast.models.loaders import load_compression_model
+from benchmarks.workers import PEER_PYTHON, peer_worker
 
 DIRECTIONS = ("decode", "encode")
 
@@ -32,7 +31,8 @@ def measure(direction: str, args: argparse.Namespace) -> tuple[dict, dict, dict]
     """Results by implementation, checks against the peer's outputs, and the peer's versions."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {"folder": folder, "seconds": args.seconds, "direction": direction}
-        peer = Peer(args.peer_python, "codec", **settings)
+        peer = peer_worker(args.peer_python, "codec", threads=args.threads, **settings)
+        versions = peer.hello  # it has written the checkpoint
         model = load_compression_model(folder)
         golden = torch.load(Path(folder) / "golden.pt", weights_only=True)
 
@@ -46,7 +46,10 @@ def measure(direction: str, args: argparse.Namespace) -> tuple[dict, dict, dict]
         checks = {"max_difference": difference, "peak": golden["decoded"].abs().max().item()}
     else:
         checks = {"equal_codes": (ours() == golden["codes"]).double().mean().item()}
-    runners = {"audiogen_fast": lambda n: timed(ours, n), "audiocraft": peer.measure}
+    runners = {
+        "audiogen_fast": lambda n: timed(ours, n),
+        "audiocraft": lambda n: peer.ask("measure", n=n)["seconds"],
+    }
     for run in runners.values():
         run(2)
     seconds = alternate(runners, args.rounds, args.calls)
@@ -58,7 +61,7 @@ def measure(direction: str, args: argparse.Namespace) -> tuple[dict, dict, dict]
         result["ratio_to_ours"] = round(result["median_ms"] / first, 3)
         print(f"{direction} {name:16} {result}")
     print(f"{direction} {checks}")
-    return results, checks, peer.versions
+    return results, checks, versions
 
 
 @torch.inference_mode()
@@ -75,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     require_memory(4_000_000_000, "this benchmark")
     facts = machine()
-    facts["read_gb_s"] = round(read_bandwidth(), 2)
+    facts["read_gb_s"] = round(read_bandwidth(args.threads), 2)
     results, checks = {}, {}
     for direction in args.directions:
         results[direction], checks[direction], facts["peer"] = measure(direction, args)

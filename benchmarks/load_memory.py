@@ -1,6 +1,6 @@
 """Peak memory of loading a language model, over the weights it ends up with.
 
-    python benchmarks/load_memory.py --folder DISK [--size small] [--out FILE]
+    python -m benchmarks.load_memory --folder DISK [--size small] [--out FILE]
 
 Makes a random float16 checkpoint in the released layout in `DISK` (3.7 GB for the medium model),
 loads it in fresh processes, once per dtype, and removes it. The float32 run takes 8 GB of memory.
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from common import fill_random, machine, require_memory, write_result
 
 from audiogen_fast.config import parse_config
 from audiogen_fast.models.builders import get_lm_model
 from audiogen_fast.models.loaders import load_lm_model
+from benchmarks.common import ROOT, fill_random, machine, require_memory, write_result
 
 SIZES = {
     "medium": {"dim": 1536, "num_heads": 24, "num_layers": 48, "card": 2048},
@@ -106,8 +106,9 @@ def load(folder: Path, warm_up: Path, dtype: str) -> dict:
 
 def measure(folder: Path, warm_up: Path, dtype: str) -> dict:
     """`load` in a fresh process."""
-    command = [sys.executable, __file__, "--folder", str(folder), "--load", str(warm_up), dtype]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.load_memory"]
+    command += ["--folder", str(folder.resolve()), "--load", str(warm_up.resolve()), dtype]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     return json.loads(done.stdout.splitlines()[-1])
 
 

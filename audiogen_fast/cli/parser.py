@@ -9,6 +9,8 @@ PROGRAM = "audiogen-fast"
 FORMATS = ("wav", "flac", "ogg", "mp3")
 STRATEGIES = ("loudness", "peak", "rms", "clip")
 DTYPES = ("float32", "float16", "bfloat16")
+PACKED_FORMATS = ("float32", "bfloat16", "int8", "int4")
+QUANTIZED_FORMATS = ("int8", "int4")
 DEFAULT_MODEL = "facebook/audiogen-medium"
 
 
@@ -82,6 +84,19 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         "--dtype",
         choices=DTYPES,
         help="of the stored language model (default: as in the source)",
+    )
+    convert.add_argument(
+        "--quantize",
+        choices=PACKED_FORMATS,
+        help="pack the language model in this format for the native engine on a CPU: smaller, and "
+        "loaded in no time, but for that engine only",
+    )
+    convert.add_argument(
+        "--group-size",
+        type=int,
+        choices=(64, 128),
+        default=128,
+        help="columns per scale of int4 (default 128; 64 is more exact and a little larger)",
     )
     convert.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     _add_source_options(convert)
@@ -157,6 +172,11 @@ def _add_sound_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=DTYPES, help="(default float32 on a CPU, float16 elsewhere)"
     )
     model.add_argument("--engine", default="auto", help="what decodes (default auto)")
+    model.add_argument(
+        "--quantize",
+        choices=QUANTIZED_FORMATS,
+        help="decode with weights packed in this format: faster, a little less exact",
+    )
     _add_source_options(model)
     _add_common(parser)
 

@@ -133,6 +133,7 @@ def _load(args: argparse.Namespace) -> AudioGen:
         revision=args.revision,
         local_files_only=args.local_files_only,
         engine=args.engine,
+        quantize=args.quantize,
     )
     stride = args.extend_stride
     model.set_generation_params(

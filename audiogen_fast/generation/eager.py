@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from audiogen_fast.errors import check
 from audiogen_fast.generation.job import UNKNOWN, DecodeJob, RowGroup
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.modules.kv_cache import KVCache
@@ -22,7 +23,7 @@ class _Rows:
         self.lm, self.conditions, self.rows = lm, group.conditions, group.rows
         capacity = steps + lm.fuser.prefix_length(group.conditions)
         self.cache: KVCache = lm.transformer.new_cache(group.rows, capacity)
-        self.cross = _prepare_cross(lm, group)
+        self.cross = prepare_cross(lm, group)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Feed tokens `[B, K, n]` after those before; logits `[rows, K, card]` of the last."""
@@ -38,7 +39,7 @@ class _Rows:
         return self.lm.heads(hidden[:, -1:]).squeeze(2)
 
 
-def _prepare_cross(lm: LMModel, group: RowGroup) -> CrossContext | None:
+def prepare_cross(lm: LMModel, group: RowGroup) -> CrossContext | None:
     """Keys and values of the text, computed once, of the rows that have any.
 
     Rows without it come last in a batch with guidance, and are left out.
@@ -61,6 +62,10 @@ class EagerEngine:
     name = "eager"
 
     def __init__(self, lm: LMModel):
+        check(
+            lm.packed is None,
+            "engine must be 'native' for a model whose weights were loaded packed, got 'eager'",
+        )
         self.lm = lm
 
     @torch.inference_mode()

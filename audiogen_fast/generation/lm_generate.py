@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from audiogen_fast.errors import GenerationCancelled, check
-from audiogen_fast.generation.engines import make_engine
+from audiogen_fast.generation.engines import shared_engine
 from audiogen_fast.generation.job import (
     UNKNOWN,
     DecodeJob,
@@ -192,12 +192,15 @@ def generate(
     groups = make_groups(lm, conditions, batch, cfg_coef, two_step_cfg, batch_invariant)
     keys = make_keys(seed, generator, batch, lm.device)
     job = make_job(lm, prompt, groups, max_gen_len, sampling, keys, cfg_coef)
-    engine = make_engine(engine, lm)
+    engine = shared_engine(engine, lm)
+    reported = 0
     for done in engine.run(job):
         if check_sequence:
             filled = job.sequence[..., : job.start + done]
             if bool((filled == UNKNOWN).any()):
                 raise RuntimeError(f"step {done} left a code ungenerated")
-        report(callback, done, job.total_steps)
+        for step in range(reported, done):
+            report(callback, step + 1, job.total_steps)
+        reported = done
     codes = finished_codes(job)
     return codes[..., prompt.shape[-1] :] if remove_prompts else codes

@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from audiogen_fast._backend import load_native
-from audiogen_fast.errors import InvalidInputError, check
+from audiogen_fast.errors import CheckpointError, InvalidInputError, check
+from audiogen_fast.generation import native_weights
 from audiogen_fast.generation.job import DecodeJob, RowGroup
 from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.packed import FORMATS, GROUP_SIZES, PackedWeights
+from audiogen_fast.models.weights import forget_mapped
 from audiogen_fast.ops import native
 from audiogen_fast.ops.reference import sin_embedding
 
-FORMATS = ("float32", "bfloat16", "int8", "int4")
+KV_FORMATS = ("float32", "bfloat16")
+MAX_THREADS = 1024
 # Steps per call: progress, cancelling and streaming come back this often.
 STEPS_PER_CALL = 8
 
@@ -30,13 +34,17 @@ def default_threads() -> int:
     return int(value)
 
 
-def why_unsupported(lm: LMModel) -> str | None:
-    """None if the native engine can run this model here, else the reason in words."""
+def why_unsupported(lm: LMModel, device: torch.device | None = None) -> str | None:
+    """None if the native engine can run this model here, else the reason in words.
+
+    `device` is where the model will be, when it is not there yet.
+    """
     reason = native.why_unavailable()
     if reason is not None:
         return reason
-    if lm.device.type != "cpu":
-        return f"the model is on {lm.device}"
+    device = device or lm.device
+    if device.type != "cpu":
+        return f"the model is on {device}"
     transformer, layer = lm.transformer, lm.transformer.layers[0]
     attention = layer.self_attn
     needs = {
@@ -65,9 +73,13 @@ class NativeEngine:
     Args:
         lm: a model `why_unsupported` has nothing against.
         weights: format of the packed weights, one of `FORMATS`. float32 gives the eager engine's
-            codes; the others trade accuracy for speed.
-        kv: format of the caches, float32 or bfloat16.
+            codes; the others trade accuracy for speed. None for float32, or for the format in
+            which the model was loaded packed.
+        kv: format of the caches, float32 or bfloat16; None for float32 with float32 weights and
+            bfloat16 otherwise.
         threads: None for `default_threads()`.
+        group_size: columns per scale of int4, 64 or 128; None for 128, or for what it was packed
+            with.
     """
 
     name = "native"
@@ -75,24 +87,62 @@ class NativeEngine:
     def __init__(
         self,
         lm: LMModel,
-        weights: str = "float32",
-        kv: str = "float32",
+        weights: str | None = None,
+        kv: str | None = None,
         threads: int | None = None,
+        group_size: int | None = None,
     ):
+        packed = lm.packed
+        weights = weights or (packed.format if packed else "float32")
+        group_size = group_size or (packed.group_size if packed else 128)
         check(weights in FORMATS, f"weights must be one of {FORMATS}, got {weights!r}")
+        check(
+            group_size in GROUP_SIZES,
+            f"group_size must be one of {GROUP_SIZES}, got {group_size!r}",
+        )
+        check(
+            packed is None or (packed.format, packed.group_size) == (weights, group_size),
+            f"weights must be {packed and packed.format!r} in groups of "
+            f"{packed and packed.group_size}, as this model was packed, got {weights!r} in groups "
+            f"of {group_size}",
+        )
+        kv = kv or ("float32" if weights == "float32" else "bfloat16")
+        check(kv in KV_FORMATS, f"kv must be one of {KV_FORMATS}, got {kv!r}")
         reason = why_unsupported(lm)
         check(reason is None, f"the native engine cannot run this model: {reason}")
-        self.lm, self.weights, self.kv = lm, weights, kv
+        self.lm, self.weights, self.kv, self.group_size = lm, weights, kv, group_size
         self.threads = default_threads() if threads is None else threads
+        check(
+            1 <= self.threads <= MAX_THREADS,
+            f"threads must lie in 1..{MAX_THREADS}, got {self.threads}",
+        )
         self._decoder = None
+        self._fingerprint: tuple = ()
         self._capacity = (0, 0, 0)  # rows, positions, text tokens
         self._running: DecodeJob | None = None  # the last job begun, which owns the caches
 
+    def prepare(self) -> None:
+        """Pack the weights now rather than at the first generation.
+
+        Right after loading, memory mapped from the checkpoint is handed back on the way.
+        """
+        self.decoder()
+        forget_mapped(self.lm)
+
+    def packed_weights(self) -> PackedWeights:
+        """The packed matrices, as views of memory that this engine owns."""
+        return native_weights.packed_weights(self.decoder(), self.lm, self.weights, self.group_size)
+
     def decoder(self, rows: int = 1, positions: int = 2, text: int = 0):
-        """The C++ decoder with at least these capacities; the weights are packed only once."""
+        """The C++ decoder with at least these capacities; the weights are packed only once, and
+        again when the model's have changed."""
+        current = self.lm.fingerprint()
+        if current != self._fingerprint:
+            self._decoder, self._capacity = None, (0, 0, 0)
         wanted = tuple(map(max, (rows, positions, text), self._capacity))
         if self._decoder is None:
             self._decoder = self._build(*wanted)
+            self._fingerprint = current
         elif wanted != self._capacity:
             self._decoder.resize(*wanted)
         if wanted[1] > self._capacity[1]:
@@ -110,56 +160,24 @@ class NativeEngine:
         module, reason = load_native()
         if module is None:
             raise InvalidInputError(f"the native engine is not available: {reason}")
-        lm, layers = self.lm, self.lm.transformer.layers
-        config = module.DecoderConfig()
-        config.dim, config.heads = lm.dim, layers[0].self_attn.num_heads
-        config.layers, config.hidden = len(layers), layers[0].linear1.out_features
-        config.card, config.codebooks = lm.card, lm.n_q
-        config.rows, config.positions, config.text = rows, positions, text
-        config.eps = layers[0].norm1.eps
-        config.format, config.kv_format = self.weights, self.kv
-        config.threads = self.threads
-        config.isa = os.environ.get("AUDIOGEN_FAST_ISA", "")
         try:
-            decoder = module.Decoder(config)
-            self._pack(decoder)
+            decoder = native_weights.make_decoder(
+                module,
+                self.lm,
+                rows=rows,
+                positions=positions,
+                text=text,
+                format=self.weights,
+                kv_format=self.kv,
+                group=self.group_size,
+                threads=self.threads,
+                isa=os.environ.get("AUDIOGEN_FAST_ISA", ""),
+            )
+            native_weights.fill(decoder, self.lm)
         except ValueError as error:
-            raise InvalidInputError(str(error)) from error
+            kind = InvalidInputError if self.lm.packed is None else CheckpointError
+            raise kind(str(error)) from error
         return decoder
-
-    @torch.no_grad()
-    def _pack(self, decoder) -> None:
-        def matrix(name: str, layer: int, weight: Tensor, bias: Tensor | None) -> None:
-            weight = _floats(weight)
-            bias = None if bias is None else _floats(bias)
-            address = 0 if bias is None else bias.data_ptr()
-            decoder.set_matrix(name, layer, weight.data_ptr(), *weight.shape, address)
-
-        def norm(name: str, layer: int, module: torch.nn.LayerNorm) -> None:
-            weight, bias = _floats(module.weight), _floats(module.bias)
-            decoder.set_norm(name, layer, weight.data_ptr(), bias.data_ptr())
-
-        lm, dim = self.lm, self.lm.dim
-        for index, layer in enumerate(lm.transformer.layers):
-            own = layer.self_attn
-            matrix("qkv", index, own.in_proj_weight, own.in_proj_bias)
-            matrix("out", index, own.out_proj.weight, own.out_proj.bias)
-            matrix("ff1", index, layer.linear1.weight, layer.linear1.bias)
-            matrix("ff2", index, layer.linear2.weight, layer.linear2.bias)
-            norm("norm1", index, layer.norm1)
-            norm("norm2", index, layer.norm2)
-            cross = layer.cross_attention
-            if cross is not None:
-                bias = None if cross.in_proj_bias is None else cross.in_proj_bias[:dim]
-                matrix("cross_q", index, cross.in_proj_weight[:dim], bias)
-                matrix("cross_out", index, cross.out_proj.weight, cross.out_proj.bias)
-                norm("norm_cross", index, layer.norm_cross)
-        heads = torch.cat([head.weight for head in lm.linears])
-        biased = lm.linears[0].bias is not None
-        matrix("heads", 0, heads, torch.cat([h.bias for h in lm.linears]) if biased else None)
-        norm("out_norm", 0, lm.out_norm)
-        for codebook, table in enumerate(lm.emb):
-            decoder.set_embedding(codebook, _floats(table.weight).data_ptr())
 
     @torch.no_grad()
     def _set_text(
@@ -169,11 +187,9 @@ class NativeEngine:
         biased = self.lm.transformer.layers[0].cross_attention.in_proj_bias is not None
         for group, (vectors, mask) in zip(groups, texts, strict=True):
             lengths, pads = _lengths(vectors, mask, group.mask_padding, biased)
-            for index, layer in enumerate(self.lm.transformer.layers):
-                keys, values = (_floats(t) for t in layer.cross_attention.project_kv(vectors))
-                for row, (length, pad) in enumerate(zip(lengths, pads, strict=True)):
-                    k, v = (t[row, :, :length].contiguous() for t in (keys, values))
-                    decoder.set_text(first + row, index, k.data_ptr(), v.data_ptr(), length, pad)
+            for row, (length, pad) in enumerate(zip(lengths, pads, strict=True)):
+                kept = native_weights.floats(vectors[row, :length])
+                decoder.set_text(first + row, kept.data_ptr(), length, pad)
             first += group.rows
 
     def run(self, job: DecodeJob) -> Iterator[int]:
@@ -231,10 +247,6 @@ class NativeEngine:
             last = first + used if used else last
             first += vectors.shape[0]
         return last
-
-
-def _floats(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
 
 
 def _lengths(

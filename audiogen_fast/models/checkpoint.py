@@ -16,10 +16,13 @@ from torch import Tensor
 
 from audiogen_fast.config import Config, parse_config
 from audiogen_fast.errors import CheckpointError
+from audiogen_fast.models.packed import PackedWeights, read_header, split_packed
 from audiogen_fast.models.pickled import check_file, load_pickled
 
 FORMAT = "audiogen_fast"
 FORMAT_VERSION = 1
+PACKED_VERSION = 2
+"""Of folders whose matrices are packed, which readers of version 1 cannot use."""
 CONFIG_FILE = "config.json"
 OWN_FILES = {"lm": "model.safetensors", "compression_model": "compression_model.safetensors"}
 CODEC_FOLDER = "compression_model"
@@ -39,6 +42,8 @@ class Checkpoint:
     state: Mapping[str, Tensor]
     pretrained: str | None = None
     """Name or folder of a codec kept elsewhere; there is no state then."""
+    packed: PackedWeights | None = None
+    """Matrices of a language model packed for the native engine; the state lacks them then."""
     mapped: bool = False
     """The tensors are views of a file, whose pages may be dropped: they come back when read."""
 
@@ -130,10 +135,11 @@ def read_own_format(folder: str | Path, part: str) -> Checkpoint:
     config = read_json(path)
     if config.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a configuration of {FORMAT}")
-    if config.get("version") != FORMAT_VERSION:
+    packed = config.get("packed")
+    if config.get("version") != (FORMAT_VERSION if packed is None else PACKED_VERSION):
         raise CheckpointError(
             f"{path}: version {config.get('version')} of the format; this package reads "
-            f"{FORMAT_VERSION}"
+            f"{FORMAT_VERSION}, and {PACKED_VERSION} with packed weights"
         )
     if part not in config:
         raise CheckpointError(f"{path}: has no part {part!r}")
@@ -141,7 +147,12 @@ def read_own_format(folder: str | Path, part: str) -> Checkpoint:
     if cfg.get("pretrained") == CODEC_FOLDER:
         return Checkpoint(path, Config(), {}, str(folder / CODEC_FOLDER))
     file = folder / OWN_FILES[part]
-    return Checkpoint(file, cfg, read_safetensors(file), mapped=True)
+    state = read_safetensors(file)
+    if part != "lm" or packed is None:
+        return Checkpoint(file, cfg, state, mapped=True)
+    header = read_header(path, packed if isinstance(packed, dict) else {})
+    ordinary, matrices = split_packed(state)
+    return Checkpoint(file, cfg, ordinary, packed=PackedWeights(*header, matrices), mapped=True)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

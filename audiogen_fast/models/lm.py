@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
+from audiogen_fast.models.packed import PackedWeights
 from audiogen_fast.modules.codebooks_patterns import CodebooksPatternProvider
 from audiogen_fast.modules.conditioners import (
     AttributeDropout,
@@ -50,7 +51,12 @@ class LMModel(nn.Module):
         cfg_coef: default guidance strength.
         two_step_cfg: default for `generate`.
         Other arguments: see `StreamingTransformer`.
+    Attributes:
+        packed: matrices that were loaded packed for the native engine, or None. The parameters
+            they stand for are then on the meta device, and only that engine can run the model.
     """
+
+    packed: PackedWeights | None = None
 
     def __init__(
         self,
@@ -107,7 +113,17 @@ class LMModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.linears[0].weight.device
+        return self.emb[0].weight.device
+
+    def fingerprint(self) -> tuple:
+        """Changes whenever a weight that decoding reads is replaced, moved or written in place."""
+        modules = (self.transformer, self.emb, self.linears, self.out_norm)
+        return tuple(
+            (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
+            for module in modules
+            if module is not None
+            for weight in module.parameters()
+        )
 
     def embed(self, sequence: Tensor) -> Tensor:
         """Summed embeddings `[B, S, D]` of a sequence `[B, K, S]`."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from audiogen_fast.config import Config, to_yaml
-from audiogen_fast.errors import CheckpointError, InvalidInputError
+from audiogen_fast.errors import CheckpointError, InvalidInputError, check
 from audiogen_fast.models import builders
 from audiogen_fast.models.checkpoint import (
     CODEC_FOLDER,
@@ -22,6 +22,7 @@ from audiogen_fast.models.checkpoint import (
 from audiogen_fast.models.encodec import CompressionModel, EncodecModel
 from audiogen_fast.models.hub import HubOptions, Place
 from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.packed import is_packed_parameter
 from audiogen_fast.models.weights import load_codec_state, load_state
 from audiogen_fast.modules.text_conditioners import T5Conditioner
 
@@ -85,18 +86,30 @@ def load_compression_model(
 
 
 def load_models(
-    place: Place, device: torch.device, dtype: torch.dtype | str | None = None
+    place: Place,
+    device: torch.device,
+    dtype: torch.dtype | str | None = None,
+    as_stored: Callable[[LMModel], bool] | None = None,
 ) -> tuple[CompressionModel, LMModel]:
     """Codec and language model from one place; arguments as for `load_lm_model`.
 
     A file stands for the language model; its codec lies beside it.
+
+    Args:
+        as_stored: asked with the model before it has weights: whether the matrices that the native
+            engine packs should stay mapped in the dtype they are stored in.
     """
     checkpoint = _read(place, "compression_model", beside=True)
     codec = _load_codec(checkpoint, device, place.options)
-    return codec, _load_lm(place, device, dtype)
+    return codec, _load_lm(place, device, dtype, as_stored)
 
 
-def _load_lm(place: Place, device: torch.device, dtype: torch.dtype | str | None) -> LMModel:
+def _load_lm(
+    place: Place,
+    device: torch.device,
+    dtype: torch.dtype | str | None,
+    as_stored: Callable[[LMModel], bool] | None = None,
+) -> LMModel:
     dtype = resolve_dtype(dtype, device)
     checkpoint = _read(place, "lm")
     encoders = _text_encoders(place, checkpoint.cfg)
@@ -104,7 +117,21 @@ def _load_lm(place: Place, device: torch.device, dtype: torch.dtype | str | None
     for conditioner in model.condition_provider.conditioners.values():
         if isinstance(conditioner, T5Conditioner):
             conditioner.load()
-    load_state(model, checkpoint, device, dtype)
+    model.packed = checkpoint.packed
+    check(
+        model.packed is None or device.type == "cpu",
+        f"device must be 'cpu' for {checkpoint.source}, whose weights are packed for the native "
+        f"engine, got {device}",
+    )
+    keep = as_stored is not None and as_stored(model)
+    load_state(
+        model,
+        checkpoint,
+        device,
+        dtype,
+        as_stored=is_packed_parameter if keep else None,
+        absent=is_packed_parameter if model.packed else None,
+    )
     model.cfg = checkpoint.cfg
     return model.eval()
 

@@ -9,28 +9,39 @@ from typing import Any
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
+from audiogen_fast.models.aligned_file import write_aligned
 from audiogen_fast.models.checkpoint import (
     CODEC_FOLDER,
     CONFIG_FILE,
     FORMAT,
     FORMAT_VERSION,
     OWN_FILES,
+    PACKED_VERSION,
     read_json,
 )
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.hf_encodec import HFEncodecCompressionModel
 from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.packed import PREFIX, PackedWeights, is_packed_parameter
 from audiogen_fast.models.stereo import InterleaveStereoCompressionModel
 from audiogen_fast.modules.text_conditioners import T5Conditioner
 
 
-def save_pretrained(folder: str | Path, lm: LMModel, compression_model: CompressionModel) -> Path:
+def save_pretrained(
+    folder: str | Path,
+    lm: LMModel,
+    compression_model: CompressionModel,
+    packed: PackedWeights | None = None,
+) -> Path:
     """Write both models, their configurations and the text encoder to `folder`.
 
     The result loads by memory map and needs nothing from the network. Everything is written
     beside and renamed, so a failed save leaves the folder as it was; models that are mapped from
     files in it stay usable.
 
+    Args:
+        packed: of `lm`, to be written instead of the parameters they were packed from; the folder
+            then serves the native engine only. A model that was loaded packed is saved packed.
     Raises:
         InvalidInputError: a model was not loaded from a checkpoint, so its configuration is
             unknown; or `folder` is a file, or has a `config.json` of something else.
@@ -39,7 +50,12 @@ def save_pretrained(folder: str | Path, lm: LMModel, compression_model: Compress
     codec = compression_model
     if isinstance(codec, InterleaveStereoCompressionModel):
         codec = codec.model
-    config = {"format": FORMAT, "version": FORMAT_VERSION, "lm": _config("lm", lm)}
+    packed = packed or lm.packed
+    config: dict[str, Any] = {"format": FORMAT, "version": FORMAT_VERSION}
+    if packed is not None:
+        config["version"] = PACKED_VERSION
+        config["packed"] = {"format": packed.format, "group_size": packed.group_size}
+    config["lm"] = _config("lm", lm)
     config["compression_model"] = _config("compression_model", codec)
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +63,7 @@ def save_pretrained(folder: str | Path, lm: LMModel, compression_model: Compress
         staged, replaced = Path(temporary, "new"), Path(temporary, "old")
         staged.mkdir()
         replaced.mkdir()
-        _write(staged, config, lm, codec)
+        _write(staged, config, lm, codec, packed)
         _swap(staged, folder, replaced)
     return folder
 
@@ -73,14 +89,25 @@ def _check_folder(folder: Path) -> None:
     )
 
 
-def _write(folder: Path, config: dict[str, Any], lm: LMModel, codec: CompressionModel) -> None:
+def _write(
+    folder: Path,
+    config: dict[str, Any],
+    lm: LMModel,
+    codec: CompressionModel,
+    packed: PackedWeights | None,
+) -> None:
     from safetensors.torch import save_file
 
     path = folder / CONFIG_FILE
     path.write_text(json.dumps(config, indent=2, default=str) + "\n")
     mode = path.stat().st_mode
     metadata = {"format": "pt"}
-    save_file(_tensors(lm), folder / OWN_FILES["lm"], metadata)
+    if packed is None:
+        save_file(_tensors(lm), folder / OWN_FILES["lm"], metadata)
+    else:
+        tensors = {n: t for n, t in _tensors(lm).items() if not is_packed_parameter(n)}
+        tensors |= {PREFIX + name: tensor for name, tensor in packed.tensors.items()}
+        write_aligned(folder / OWN_FILES["lm"], tensors)
     if isinstance(codec, HFEncodecCompressionModel):
         codec.model.save_pretrained(folder / CODEC_FOLDER)
     else:

@@ -4,7 +4,7 @@ import ctypes
 import functools
 import mmap
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -33,8 +33,15 @@ def load_state(
     checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    as_stored: Callable[[str], bool] | None = None,
+    absent: Callable[[str], bool] | None = None,
 ) -> None:
     """Give a model built on the meta device the checkpoint's tensors.
+
+    Args:
+        as_stored: names of parameters that keep the dtype they are stored in.
+        absent: names that the checkpoint need not have; they stay on the meta device.
 
     Tensors that already have the wanted dtype and device stay mapped from the file; others are
     converted one by one, and the pages read for them are handed back, so the peak is the result
@@ -45,15 +52,36 @@ def load_state(
     """
     state = _canonical(checkpoint)
     wanted = dict(model.state_dict(keep_vars=True))
+    if absent is not None:
+        wanted = {name: t for name, t in wanted.items() if name in state or not absent(name)}
+    mapped = []
     _compare(checkpoint.source, wanted, state)
     for name, target in wanted.items():
         source = state[name].detach()
         # A fine-tuned text encoder stays in float32, like the others: half precision overflows.
         wide = torch.float32 if ".t5." in name else dtype
+        if as_stored is not None and as_stored(name):
+            wide = source.dtype
         tensor = source.to(device, wide if source.is_floating_point() else None).contiguous()
         if checkpoint.mapped and tensor.data_ptr() != source.data_ptr():
             _release_pages(source)
+        elif checkpoint.mapped:
+            mapped.append(tensor.untyped_storage().data_ptr())
         _assign(model, name, target, tensor)
+    model.__dict__["_mapped_storages"] = frozenset(mapped)
+
+
+def release_mapped(model: nn.Module, tensor: Tensor) -> None:
+    """Hand back the memory of a parameter that is still mapped from the file `load_state` took it
+    from; it is read again when it is needed. To be called before anybody could have written it."""
+    mapped = model.__dict__.get("_mapped_storages", ())
+    if tensor.untyped_storage().data_ptr() in mapped:
+        _release_pages(tensor.detach())
+
+
+def forget_mapped(model: nn.Module) -> None:
+    """From now on `release_mapped` does nothing: parameters may be written."""
+    model.__dict__.pop("_mapped_storages", None)
 
 
 def load_codec_state(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> None:

@@ -3,13 +3,13 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
 from audiogen_fast.modules.kv_cache import KVCache
 from audiogen_fast.modules.norm import LayerNorm, linear
 from audiogen_fast.modules.rope import RotaryEmbedding
+from audiogen_fast.ops.attention import scaled_dot_product_attention
 from audiogen_fast.ops.autograd import cross_attention
 
 
@@ -208,13 +208,13 @@ class StreamingMultiheadAttention(nn.Module):
     def _attend(self, q, k, v, mask: Tensor | None, is_causal: bool, x: Tensor) -> Tensor:
         if self.attention_as_float32:
             q, k, v = q.float(), k.float(), v.float()
-        out = F.scaled_dot_product_attention(
+        out = scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_causal,
+            mask,
+            self.dropout if self.training else 0.0,
+            is_causal,
             enable_gqa=self.kv_heads != self.num_heads,
         )
         out = out.transpose(1, 2).flatten(2)

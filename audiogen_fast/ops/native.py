@@ -108,6 +108,22 @@ def rvq_decode(codes: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
     return out
 
 
+def read_bandwidth(size: int, threads: int, rounds: int = 5) -> list[float]:
+    """Bytes per second at which memory is read, of each of `rounds` passes over a block.
+
+    Args:
+        size: bytes of the block, which is allocated and freed; well above the caches.
+        threads: each reads a part of its own.
+    Raises:
+        InvalidInputError: counts that are not positive, or less than 64 KiB for a thread.
+        MissingDependencyError: the native module is not available.
+    """
+    try:
+        return _module().read_bandwidth(size, threads, rounds)
+    except ValueError as error:
+        raise InvalidInputError(str(error)) from error
+
+
 def _module() -> ModuleType:
     reason = why_unavailable()
     module = load_native()[0]

@@ -197,7 +197,7 @@ def philox4x32_10(
 
 
 def philox_exponential(
-    seeds: Tensor, items: Tensor, step: int, n_codebooks: int, card: int
+    seeds: Tensor, items: Tensor, step: int | Tensor, n_codebooks: int, card: int
 ) -> Tensor:
     """Exp(1) noise that depends only on (seed, item, step, codebook, entry).
 
@@ -208,11 +208,13 @@ def philox_exponential(
     Args:
         seeds: int64 `[N]` (64 bits, two's complement).
         items: int64 `[N]`, the item's number, below 2^32.
-        step: number of the draw, below 2^32.
+        step: number of the draw, below 2^32; a tensor int64 `[N]` gives each item its own.
     Returns:
         float32 `[N, n_codebooks, card]`.
     """
     device, n_blocks = seeds.device, (card + 3) // 4
+    if not isinstance(step, Tensor):
+        step = torch.full([1], step, device=device)
     block = torch.arange(n_blocks, device=device).view(1, 1, -1)
     codebook = torch.arange(n_codebooks, device=device).view(1, -1, 1)
     key0, key1 = (seeds & _MASK32).view(-1, 1, 1), ((seeds >> 32) & _MASK32).view(-1, 1, 1)
@@ -221,30 +223,37 @@ def philox_exponential(
         key0.expand(shape),
         key1.expand(shape),
         block.expand(shape),
-        torch.full([1], step, device=device).expand(shape),
+        step.view(-1, 1, 1).expand(shape),
         codebook.expand(shape),
         items.view(-1, 1, 1).expand(shape),
     )
-    word = torch.stack(words, dim=-1).flatten(2)[..., :card]
+    word = torch.stack(words, dim=-1).flatten(2).narrow(2, 0, card)
     # In float64, rounded once: the nearest float32, the same on every machine.
     uniform = ((word >> 8).to(torch.float64) + 0.5) * 2.0**-24
     return -torch.log(uniform).to(torch.float32)
 
 
-def filter_top_k(probs: Tensor, k: int) -> Tensor:
+def filter_top_k(probs: Tensor, k: int | Tensor) -> Tensor:
     """Keep every probability at least as large as the k-th largest (ties stay), renormalised.
 
-    A k past the number of entries keeps them all.
+    A k past the number of entries keeps them all. As a tensor of ints that broadcasts against
+    `probs` `[..., 1]`, k is read on the device; a k below 1 then counts as 1.
     """
-    threshold = torch.topk(probs, min(k, probs.shape[-1]), dim=-1).values[..., -1:]
+    entries = probs.shape[-1]
+    if isinstance(k, Tensor):
+        ordered = torch.sort(probs, dim=-1, descending=True).values
+        place = (k.long() - 1).clamp(0, entries - 1).expand(*probs.shape[:-1], 1)
+        threshold = ordered.gather(-1, place)
+    else:
+        threshold = torch.topk(probs, min(k, entries), dim=-1).values[..., -1:]
     kept = torch.where(probs >= threshold, probs, 0.0)
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
-def filter_top_p(probs: Tensor, p: float) -> Tensor:
+def filter_top_p(probs: Tensor, p: float | Tensor) -> Tensor:
     """Keep the most likely entries up to and including the one that crosses `p`, renormalised.
 
-    Of equal entries the first ones are kept.
+    Of equal entries the first ones are kept. `p` may be a tensor that broadcasts against `probs`.
     """
     ordered, order = torch.sort(probs, dim=-1, descending=True, stable=True)
     before = torch.cumsum(ordered, dim=-1) - ordered
@@ -275,6 +284,32 @@ def sample_codebooks(
     elif top_k > 0:
         probs = filter_top_k(probs, top_k)
     return torch.argmax(probs / noise, dim=-1)
+
+
+def sample_slots(
+    logits: Tensor, noise: Tensor | None, temperature: Tensor, top_k: Tensor, top_p: Tensor
+) -> Tensor:
+    """`sample_codebooks` with parameters of their own for every row, read on the device.
+
+    Args:
+        logits, noise: see there; without noise every row takes its most likely entry.
+        temperature: float32 `[B]`; 0 takes the most likely entry.
+        top_k: int `[B]`, 0 for no limit.
+        top_p: float32 `[B]`, 0 for none; takes precedence over `top_k`.
+    Returns:
+        int64 `[B, K]`.
+    """
+    greedy = torch.argmax(logits, dim=-1)
+    if noise is None:
+        return greedy
+    temperature, top_k, top_p = (t.view(-1, 1, 1) for t in (temperature, top_k, top_p))
+    sampled = temperature > 0
+    divisor = torch.where(sampled, temperature, 1.0)
+    # Divided in float32 and rounded once, as a division by a number does.
+    probs = torch.softmax((logits.float() / divisor).to(logits.dtype).float(), dim=-1)
+    limited = torch.where(top_k > 0, filter_top_k(probs, top_k), probs)
+    probs = torch.where(top_p > 0, filter_top_p(probs, top_p), limited)
+    return torch.where(sampled.squeeze(-1), torch.argmax(probs / noise, dim=-1), greedy)
 
 
 def _widen(x: Tensor) -> Tensor:

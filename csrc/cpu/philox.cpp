@@ -1,6 +1,5 @@
 #include "audiogen_fast/philox.h"
 
-#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -36,6 +35,15 @@ std::array<std::uint32_t, 4> philox4x32_10(std::array<std::uint32_t, 2> key,
     return counter;
 }
 
+float ExponentialRow::operator()(std::int64_t entry) noexcept {
+    if (entry / 4 != block_) {
+        block_ = entry / 4;
+        words_ = philox4x32_10(
+            key_, {static_cast<std::uint32_t>(block_), step_, codebook_, item_});
+    }
+    return exponential(words_[static_cast<std::size_t>(entry % 4)]);
+}
+
 void philox_exponential(float* out, const std::int64_t* seeds, const std::int64_t* items,
                         std::int64_t n_items, std::int64_t n_codebooks, std::int64_t card,
                         std::uint32_t step) {
@@ -47,21 +55,10 @@ void philox_exponential(float* out, const std::int64_t* seeds, const std::int64_
         }
     }
     for (std::int64_t i = 0; i < n_items; ++i) {
-        const auto seed = static_cast<std::uint64_t>(seeds[i]);
-        const std::array<std::uint32_t, 2> key = {static_cast<std::uint32_t>(seed),
-                                                  static_cast<std::uint32_t>(seed >> 32)};
-        const auto item = static_cast<std::uint32_t>(items[i]);
         for (std::int64_t codebook = 0; codebook < n_codebooks; ++codebook) {
+            ExponentialRow noise(seeds[i], items[i], step, static_cast<std::uint32_t>(codebook));
             float* row = out + (i * n_codebooks + codebook) * card;
-            for (std::int64_t j = 0; j < card; j += 4) {
-                const auto words =
-                    philox4x32_10(key, {static_cast<std::uint32_t>(j / 4), step,
-                                        static_cast<std::uint32_t>(codebook), item});
-                const std::int64_t count = std::min<std::int64_t>(4, card - j);
-                for (std::int64_t w = 0; w < count; ++w) {
-                    row[j + w] = exponential(words[static_cast<std::size_t>(w)]);
-                }
-            }
+            for (std::int64_t j = 0; j < card; ++j) row[j] = noise(j);
         }
     }
 }

@@ -1,7 +1,8 @@
 """Loading takes the memory of the weights, and hardly more; the benchmark on a small model."""
 
 import json
-import runpy
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,19 +16,13 @@ from audiogen_fast.models.checkpoint import Checkpoint
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
-def test_peak_memory(project_root, tmp_path, monkeypatch):
+def test_peak_memory(project_root, tmp_path):
     """64 MB of float16: mapped as they are, or converted without both being there at once."""
-    script = project_root / "benchmarks" / "load_memory.py"
     out = tmp_path / "result.json"
-    arguments = ["--folder", str(tmp_path), "--size", "small", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    monkeypatch.setenv("PYTHONPATH", str(project_root))  # of the processes that load
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.syspath_prepend(script.parent)
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    finally:
-        sys.modules.pop("common", None)
+    command = [sys.executable, "-m", "benchmarks.load_memory", "--folder", str(tmp_path)]
+    command += ["--size", "small", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=project_root, env=environment, check=True)
     results = json.loads(out.read_text())["results"]
     weights = {dtype: result["weights_bytes"] for dtype, result in results.items()}
     assert weights["float32"] == 2 * weights["float16"] > 120e6

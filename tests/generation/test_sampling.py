@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from audiogen_fast.errors import InvalidInputError
 from audiogen_fast.generation.job import SamplingParams, make_keys
+from audiogen_fast.ops import reference
 from audiogen_fast.ops.reference import (
     filter_top_k,
     filter_top_p,
@@ -186,3 +187,41 @@ def test_without_a_seed_the_key_comes_from_a_generator():
     assert torch.equal(own.seeds, first.seeds)
     assert not torch.equal(make_keys(None, generator, 2, cpu).seeds, own.seeds)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_noise_of_items_at_draws_of_their_own():
+    seeds, items = torch.tensor([7, 7, -3]), torch.tensor([0, 5, 2**32 - 1])
+    draws = torch.tensor([0, 9, 2**31 + 3])
+    noise = reference.philox_exponential(seeds, items, draws, 3, 10)
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = reference.philox_exponential(seeds[one], items[one], int(draws[row]), 3, 10)
+        assert torch.equal(noise[one], alone)
+
+
+def test_slots_sample_with_parameters_of_their_own():
+    """Every row of `sample_slots` is what `sample_codebooks` draws with that row's parameters."""
+    parameters = [  # temperature, top_k, top_p
+        (1.0, 250, 0.0),
+        (0.7, 3, 0.0),
+        (2.5, 0, 0.0),
+        (1.0, 5, 0.6),
+        (1.3, 0, 1.0),
+        (0.0, 4, 0.5),
+        (1.0, 1, 0.0),
+    ]
+    B = len(parameters)
+    generator = torch.Generator().manual_seed(2)
+    columns = [torch.tensor(column) for column in zip(*parameters, strict=True)]
+    for dtype in (torch.float32, torch.float16):
+        logits = (torch.randn(B, 4, 300, generator=generator) * 3).round(decimals=1).to(dtype)
+        noise = reference.philox_exponential(torch.arange(B), torch.arange(B), 5, 4, 300)
+        drawn = reference.sample_slots(logits, noise, *columns)
+        for row, (temperature, top_k, top_p) in enumerate(parameters):
+            one = slice(row, row + 1)
+            expected = reference.sample_codebooks(
+                logits[one], noise[one] if temperature else None, temperature or 1, top_k, top_p
+            )
+            assert torch.equal(drawn[one], expected), parameters[row]
+        greedy = reference.sample_slots(logits, None, *columns)
+        assert torch.equal(greedy, logits.argmax(-1))

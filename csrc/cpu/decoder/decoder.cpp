@@ -1,28 +1,99 @@
-// The public side of the decoder: checks what it is given, packs it, and drives decoder_impl.h.
-#include "decoder_impl.h"
+// The public side of the decoder: checks what it is given before anything happens.
+#include "plan.h"
+
+#include <algorithm>
+#include <cstring>
 
 namespace audiogen_fast {
+namespace {
+
+using Shape = std::pair<std::int64_t, std::int64_t>;
+
+Shape shape_of(const DecoderConfig& c, const std::string& name) {
+    const std::map<std::string, Shape> shapes = {
+        {"qkv", {3 * c.dim, c.dim}},      {"out", {c.dim, c.dim}},
+        {"cross_q", {c.dim, c.dim}},      {"cross_kv", {2 * c.dim, c.dim}},
+        {"cross_out", {c.dim, c.dim}},    {"ff1", {c.hidden, c.dim}},
+        {"ff2", {c.dim, c.hidden}},       {"heads", {c.codebooks * c.card, c.dim}},
+    };
+    const auto found = shapes.find(name);
+    require(found != shapes.end(), "unknown matrix " + name);
+    return found->second;
+}
+
+// The text is read once, not at every step: its projections are worth more precision.
+Format format_of(Format format, const std::string& name) {
+    const bool integer = format == Format::int8 || format == Format::int4;
+    return name == "cross_kv" && integer ? Format::bf16 : format;
+}
+
+// Marks a decoder as in use for the time of a call.
+class InUse {
+public:
+    explicit InUse(std::atomic<bool>& busy) : busy_(busy) {
+        if (busy_.exchange(true)) {
+            throw std::runtime_error("the decoder is in use by another thread");
+        }
+    }
+    ~InUse() { busy_ = false; }
+    InUse(const InUse&) = delete;
+    InUse& operator=(const InUse&) = delete;
+
+private:
+    std::atomic<bool>& busy_;
+};
+
+}  // namespace
 
 Decoder::Decoder(const DecoderConfig& config) : impl_(std::make_unique<Impl>(config)) {}
 Decoder::~Decoder() = default;
 
 void Decoder::set_matrix(const std::string& name, std::int64_t layer, const float* data,
                          std::int64_t n, std::int64_t k, const float* bias) {
-    const DecoderConfig& c = impl_->config;
-    const std::map<std::string, std::pair<std::int64_t, std::int64_t>> shapes = {
-        {"qkv", {3 * c.dim, c.dim}},     {"out", {c.dim, c.dim}},
-        {"cross_q", {c.dim, c.dim}},     {"cross_out", {c.dim, c.dim}},
-        {"ff1", {c.hidden, c.dim}},      {"ff2", {c.dim, c.hidden}},
-        {"heads", {c.codebooks * c.card, c.dim}},
-    };
-    const auto found = shapes.find(name);
-    require(found != shapes.end(), "unknown matrix " + name);
-    const auto [rows, columns] = found->second;
+    Impl& d = *impl_;
+    const InUse in_use(d.busy);
+    const auto [rows, columns] = shape_of(d.config, name);
     require(n == rows && k == columns,
             name + " must be [" + std::to_string(rows) + ", " + std::to_string(columns) +
                 "], got [" + std::to_string(n) + ", " + std::to_string(k) + "]");
-    Matrix& target = name == "heads" ? impl_->heads : impl_->layer_at(layer).matrices[name];
-    target = pack(impl_->format, c.group, data, n, k, bias);
+    Matrix& target = name == "heads" ? d.heads : d.layer_at(layer).matrices[name];
+    target = pack(format_of(d.format, name), d.config.group, data, n, k, bias, d.team);
+}
+
+void Decoder::set_packed(const std::string& name, std::int64_t layer, const void* data,
+                         std::int64_t data_bytes, const void* scales, std::int64_t scale_bytes,
+                         const float* bias) {
+    Impl& d = *impl_;
+    const InUse in_use(d.busy);
+    const auto [n, k] = shape_of(d.config, name);
+    Matrix matrix = empty_matrix(format_of(d.format, name), d.config.group, n, k);
+    const auto check = [&](const char* what, const void* address, std::int64_t bytes,
+                           std::int64_t wanted, std::uintptr_t alignment) {
+        require(bytes == wanted, std::string(what) + " of " + name + " must have " +
+                                     std::to_string(wanted) + " bytes, got " +
+                                     std::to_string(bytes));
+        require(reinterpret_cast<std::uintptr_t>(address) % alignment == 0,
+                std::string(what) + " of " + name + " must be aligned to " +
+                    std::to_string(alignment) + " bytes");
+    };
+    check("data", data, data_bytes, matrix.view.data_bytes(), 64);
+    check("scales", scales, scale_bytes, matrix.view.scale_bytes(), sizeof(float));
+    matrix.view.data = static_cast<const std::uint8_t*>(data);
+    matrix.view.scales = scale_bytes > 0 ? scales : nullptr;
+    check_scales(matrix.view);
+    set_bias(matrix, bias);
+    (name == "heads" ? d.heads : d.layer_at(layer).matrices[name]) = std::move(matrix);
+}
+
+PackedMatrix Decoder::packed_matrix(const std::string& name, std::int64_t layer) const {
+    Impl& d = *impl_;
+    shape_of(d.config, name);
+    const auto& matrices = d.layer_at(name == "heads" ? 0 : layer).matrices;
+    require(name == "heads" || matrices.count(name) == 1,
+            "layer " + std::to_string(layer) + " has no " + name);
+    const Packed& view = name == "heads" ? d.heads.view : matrices.at(name).view;
+    require(view.data != nullptr, "there are no " + name);
+    return {view.data, view.data_bytes(), view.scales, view.scale_bytes()};
 }
 
 void Decoder::set_norm(const std::string& name, std::int64_t layer, const float* weight,
@@ -52,7 +123,7 @@ void Decoder::set_positions(const float* data, std::int64_t count) {
 }
 
 void Decoder::resize(std::int64_t rows, std::int64_t positions, std::int64_t text) {
-    if (impl_->busy) throw std::runtime_error("the decoder is in use by another thread");
+    const InUse in_use(impl_->busy);
     impl_->allocate(rows, positions, text);
 }
 
@@ -66,7 +137,7 @@ void Decoder::begin(std::int64_t rows, std::int64_t text_rows, std::int64_t step
     const std::int64_t limit = std::min(c.positions, impl_->position_count);
     require(steps >= 2 && steps <= limit + 1,
             "steps must lie in 2.." + std::to_string(limit + 1) + ", got " + std::to_string(steps));
-    if (impl_->busy) throw std::runtime_error("the decoder is in use by another thread");
+    const InUse in_use(impl_->busy);
     impl_->rows = rows;
     impl_->text_rows = text_rows;
     impl_->steps = steps;
@@ -75,22 +146,16 @@ void Decoder::begin(std::int64_t rows, std::int64_t text_rows, std::int64_t step
     std::fill(impl_->text_pads.begin(), impl_->text_pads.end(), 0);
 }
 
-void Decoder::set_text(std::int64_t row, std::int64_t layer, const float* keys,
-                       const float* values, std::int64_t length, std::int64_t pads) {
+void Decoder::set_text(std::int64_t row, const float* vectors, std::int64_t length,
+                       std::int64_t pads) {
     Impl& d = *impl_;
-    require(row >= 0 && row < d.rows, "row is out of range");
-    d.layer_at(layer);
+    require(row >= 0 && row < d.rows, "row must lie in 0.." + std::to_string(d.rows - 1) +
+                                          ", got " + std::to_string(row));
     require(length >= 0 && length <= d.config.text && pads >= 0,
             "text must have at most " + std::to_string(d.config.text) + " tokens, got " +
                 std::to_string(length));
-    Cache& cache = d.text_cache[static_cast<std::size_t>(layer)];
-    for (std::int64_t head = 0; head < d.config.heads; ++head) {
-        for (std::int64_t p = 0; p < length; ++p) {
-            const std::int64_t at = (head * length + p) * d.head_dim;
-            d.text.write(cache.keys.as<std::uint8_t>(), cache.values.as<std::uint8_t>(), row, head,
-                         p, keys + at, values + at);
-        }
-    }
+    const InUse in_use(d.busy);
+    d.team.run([&](int rank) { d.text_pass(rank, row, vectors, length); });
     d.text_length[static_cast<std::size_t>(row)] = length;
     d.text_pads[static_cast<std::size_t>(row)] = pads;
 }
@@ -105,17 +170,18 @@ void Decoder::run(const Sequence& sequence, const Sampling& sampling, float cfg_
             "steps to decode must lie in the sequence");
     require(from == sequence.start ? d.fed == 0 : from == d.fed + 1,
             "steps must be decoded in order");
-    if (d.busy.exchange(true)) throw std::runtime_error("the decoder is in use by another thread");
+    const InUse in_use(d.busy);
     const std::int64_t limit = d.config.card;
     for (std::int64_t i = 0; i < sequence.batch * d.config.codebooks; ++i) {
         for (std::int64_t s = d.fed; s < from; ++s) {
             const std::int64_t code = sequence.codes[i * sequence.steps + s];
-            if (code < 0 || code > limit) {
-                d.busy = false;
-                throw std::invalid_argument("codes must lie in 0.." + std::to_string(limit) +
-                                            ", got " + std::to_string(code));
-            }
+            require(code >= 0 && code <= limit, "codes must lie in 0.." + std::to_string(limit) +
+                                                    ", got " + std::to_string(code));
         }
+    }
+    for (std::int64_t b = 0; b < sequence.batch && !sampling.greedy; ++b) {
+        require(sampling.items[b] >= 0 && sampling.items[b] <= 0xFFFFFFFF,
+                "items must lie in [0, 2^32), got " + std::to_string(sampling.items[b]));
     }
     d.sequence = sequence;
     d.team.run([&](int rank) {
@@ -125,7 +191,6 @@ void Decoder::run(const Sequence& sequence, const Sampling& sampling, float cfg_
         }
     });
     if (to > from) d.fed = to - 1;
-    d.busy = false;
 }
 
 void Decoder::last_logits(float* out) const {
@@ -138,10 +203,13 @@ void Decoder::last_logits(float* out) const {
 std::int64_t Decoder::weight_bytes() const {
     std::int64_t total = 0;
     const auto add = [&](const Matrix& m) {
-        total += static_cast<std::int64_t>(m.data.bytes() + m.scales.bytes() + m.bias.bytes());
+        total += m.view.data_bytes() + m.view.scale_bytes() +
+                 static_cast<std::int64_t>(m.bias.bytes());
     };
     for (const Layer& layer : impl_->layers) {
-        for (const auto& [name, matrix] : layer.matrices) add(matrix);
+        for (const auto& [name, matrix] : layer.matrices) {
+            if (name != "cross_kv") add(matrix);
+        }
     }
     add(impl_->heads);
     return total;

@@ -36,6 +36,10 @@ struct Packed {
     }
     bool integer() const { return format == Format::int8 || format == Format::int4; }
     std::int64_t groups() const { return integer() ? k_padded / group : 0; }
+    std::int64_t data_bytes() const { return tiles() * tile_bytes(); }
+    std::int64_t scale_bytes() const {
+        return tiles() * 16 * groups() * (format == Format::int8 ? 4 : 2);
+    }
 };
 
 // Activations [rows, k_padded] of a product, zero past k; `q`, `scale`, `sums` for integer weights.
@@ -49,6 +53,11 @@ struct Inputs {
 
 enum class Epilogue { store, add, gelu };
 
+// A softmax over some of the positions: the largest score, and the sum of exp(score - top).
+struct Part {
+    float top, total;
+};
+
 struct Kernels {
     const char* name;
     // out[m, tile rows] (= | += | = gelu of) w x[m] + bias, for tiles begin .. end - 1.
@@ -60,11 +69,16 @@ struct Kernels {
     // q = round(x / scale) with scale = max |x| / 127, and the sums of q over groups
     void (*quantize)(const float* x, std::int64_t n, std::int64_t group, std::int8_t* q,
                      float* scale, std::int32_t* sums);
-    // Softmax attention of one query over `length` cached positions; see KVLayout in decoder.h.
-    // `pads` more slots have score and value zero. `scores` is scratch of length rounded up to 16.
+    // One query over the cached positions begin .. end - 1 (see kv_layout.h), begin a multiple of
+    // 16: out[d] = sum over p of exp(score_p - top) value_p[d], and `part` says which top and what
+    // the weights sum to. `scores` is scratch for the positions, rounded up to 16.
     void (*attend)(const float* q, const void* keys, const void* values, bool half,
-                   std::int64_t length, std::int64_t pads, std::int64_t head_dim, float* scores,
-                   float* out);
+                   std::int64_t begin, std::int64_t end, std::int64_t head_dim, float* scores,
+                   float* out, Part* part);
+    // Attention from `count` parts, given as [count, head_dim]. `pads` more positions have score and
+    // value zero.
+    void (*merge)(const float* parts_out, const Part* parts, std::int64_t count, std::int64_t pads,
+                  std::int64_t head_dim, float* out);
     // probs = softmax(logits / temperature)
     void (*softmax)(const float* logits, std::int64_t n, float temperature, float* probs);
 };

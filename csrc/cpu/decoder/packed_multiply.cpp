@@ -14,7 +14,8 @@ void packed_multiply(const std::string& format, std::int64_t group, const std::s
         throw std::invalid_argument("sizes must be positive, and group 64 or 128");
     }
     const Kernels& kernels = find_kernels(isa.c_str());
-    const Matrix matrix = pack(parse_format(format), group, weight, n, k, bias);
+    Team team(1);
+    const Matrix matrix = pack(parse_format(format), group, weight, n, k, bias, team);
     const Packed& w = matrix.view;
     const std::int64_t stride = round_up(k, kRowStep), groups = w.groups();
     std::vector<float> padded(static_cast<std::size_t>(rows * stride));

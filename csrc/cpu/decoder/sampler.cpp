@@ -36,7 +36,7 @@ Threshold top_p_threshold(const float* probs, std::int64_t card, float p, float*
 }  // namespace
 
 std::int64_t sample(const Kernels& kernels, const float* logits, std::int64_t card,
-                    const Sampling& sampling, const float* noise, float* scratch) {
+                    const Sampling& sampling, ExponentialRow noise, float* scratch) {
     if (sampling.greedy) return std::max_element(logits, logits + card) - logits;
     float* probs = scratch;
     kernels.softmax(logits, card, sampling.temperature, probs);
@@ -51,7 +51,7 @@ std::int64_t sample(const Kernels& kernels, const float* logits, std::int64_t ca
     for (std::int64_t i = 0; i < card; ++i) {
         const bool tie = probs[i] == threshold.value;
         if (probs[i] < threshold.value || (tie && ++ties > threshold.ties)) continue;
-        const float score = probs[i] / noise[i];
+        const float score = probs[i] / noise(i);
         if (score > best_score) {
             best_score = score;
             best = i;

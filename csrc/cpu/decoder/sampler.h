@@ -2,12 +2,13 @@
 #pragma once
 
 #include "audiogen_fast/decoder.h"
+#include "audiogen_fast/philox.h"
 #include "kernels.h"
 
 namespace audiogen_fast {
 
-// scratch: 3 * card floats.
+// scratch: 3 * card floats. Only entries that can be drawn cost their noise.
 std::int64_t sample(const Kernels& kernels, const float* logits, std::int64_t card,
-                    const Sampling& sampling, const float* noise, float* scratch);
+                    const Sampling& sampling, ExponentialRow noise, float* scratch);
 
 }  // namespace audiogen_fast

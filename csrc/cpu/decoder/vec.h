@@ -23,9 +23,18 @@
 #define AF_ISA portable
 #endif
 
+#if defined(__GNUC__)
+#define AF_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define AF_PREFETCH(address) (void)(address)
+#endif
+
 namespace audiogen_fast::AF_ISA {
 
 #if defined(AF_AVX512)
+
+// Rows of activations whose sums a product keeps in registers.
+constexpr int kRows = 8;
 
 struct F16 {
     __m512 v;
@@ -50,8 +59,25 @@ inline F16 abs(F16 a) { return {_mm512_abs_ps(a.v)}; }
 inline F16 scale2(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(F16 a) { return _mm512_reduce_max_ps(a.v); }
+// a < b ? x : y
+inline F16 where_less(F16 a, F16 b, F16 x, F16 y) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
+}
+inline F16 with_sign_of(F16 magnitude, F16 sign) {
+    const __m512i bit = _mm512_and_si512(_mm512_castps_si512(sign.v),
+                                         _mm512_set1_epi32(static_cast<int>(0x80000000)));
+    return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(magnitude.v), bit))};
+}
 
 inline I16 zero_ints() { return {_mm512_setzero_si512()}; }
+inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline std::int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
+// Rounds to whole numbers (ties to even), which must fit a byte, and stores them as bytes.
+inline I16 store_rounded(std::int8_t* p, F16 a) {
+    const __m512i whole = _mm512_cvtps_epi32(a.v);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(whole));
+    return {whole};
+}
 inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline I16 load_bytes(const std::uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline I16 low_nibbles(I16 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
@@ -95,6 +121,8 @@ inline F16 load_bf16(const std::uint16_t* p) {
 }
 
 #elif defined(AF_AVX2)
+
+constexpr int kRows = 4;
 
 struct F16 {
     __m256 a, b;
@@ -144,7 +172,35 @@ inline float largest(F16 x) {
     return top;
 }
 
+inline F16 where_less(F16 a, F16 b, F16 x, F16 y) {
+    return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+            _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
+}
+inline F16 with_sign_of(F16 magnitude, F16 sign) {
+    const __m256 bit = _mm256_set1_ps(-0.0f);
+    return {_mm256_or_ps(magnitude.a, _mm256_and_ps(sign.a, bit)),
+            _mm256_or_ps(magnitude.b, _mm256_and_ps(sign.b, bit))};
+}
+
 inline I16 zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline I16 operator+(I16 x, I16 y) {
+    return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
+}
+inline std::int32_t sum(I16 x) {
+    alignas(32) std::int32_t v[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(v), _mm256_add_epi32(x.a, x.b));
+    std::int32_t total = 0;
+    for (const std::int32_t part : v) total += part;
+    return total;
+}
+inline I16 store_rounded(std::int8_t* p, F16 x) {
+    const I16 whole = {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)};
+    // Packing works within halves of a register; the permutation undoes that.
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole.a, whole.b), 0xd8);
+    const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(words, words), 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(bytes));
+    return whole;
+}
 inline F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline I16 load_bytes(const std::uint8_t* p) {
     const auto* q = reinterpret_cast<const __m256i*>(p);
@@ -196,6 +252,8 @@ inline F16 load_bf16(const std::uint16_t* p) {
 
 #else
 
+constexpr int kRows = 4;
+
 struct F16 {
     float v[16];
 };
@@ -231,7 +289,29 @@ inline float largest(F16 a) {
     return top;
 }
 
+inline F16 where_less(F16 a, F16 b, F16 x, F16 y) { AF_EACH(a.v[i] < b.v[i] ? x.v[i] : y.v[i]); }
+inline F16 with_sign_of(F16 magnitude, F16 sign) {
+    AF_EACH(std::copysign(magnitude.v[i], sign.v[i]));
+}
+
 inline I16 zero_ints() { return I16{}; }
+inline I16 operator+(I16 a, I16 b) {
+    for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+    return a;
+}
+inline std::int32_t sum(I16 a) {
+    std::int32_t total = 0;
+    for (const std::int32_t part : a.v) total += part;
+    return total;
+}
+inline I16 store_rounded(std::int8_t* p, F16 a) {
+    I16 whole;
+    for (int i = 0; i < 16; ++i) {
+        whole.v[i] = static_cast<std::int32_t>(std::nearbyint(a.v[i]));
+        p[i] = static_cast<std::int8_t>(whole.v[i]);
+    }
+    return whole;
+}
 inline F16 to_float(I16 a) { AF_EACH(static_cast<float>(a.v[i])); }
 inline I16 load_bytes(const std::uint8_t* p) {
     I16 r;

@@ -39,6 +39,14 @@ struct Sequence {
     std::int64_t special = 0;
 };
 
+// What a packed matrix consists of; see kernels.h. `scales` is null for float32 and bfloat16.
+struct PackedMatrix {
+    const void* data = nullptr;
+    std::int64_t data_bytes = 0;
+    const void* scales = nullptr;
+    std::int64_t scale_bytes = 0;
+};
+
 // Owns everything a generation needs; nothing is allocated while it runs. One generation at a time:
 // a second caller gets std::runtime_error. Different decoders do not disturb one another.
 class Decoder {
@@ -46,10 +54,19 @@ public:
     explicit Decoder(const DecoderConfig& config);  // throws std::invalid_argument
     ~Decoder();
 
-    // Packs a matrix [n, k] of float32. Names: qkv, out, cross_q, cross_out, ff1, ff2 (with a
-    // layer) and heads (codebooks * card rows). `bias` is [n] or null. The source is not kept.
+    // Packs a matrix [n, k] of float32 with all threads. Names: qkv, out, cross_q, cross_kv, cross_out,
+    // ff1, ff2 (with a layer) and heads (codebooks * card rows). `bias` is [n] or null. The source
+    // is not kept.
     void set_matrix(const std::string& name, std::int64_t layer, const float* data, std::int64_t n,
                     std::int64_t k, const float* bias);
+    // The same from what `packed_matrix` gave, which is not copied: it must outlive the decoder and
+    // have exactly the sizes that shape and format ask for; `data` must be aligned to 64 bytes,
+    // `scales` to 4.
+    void set_packed(const std::string& name, std::int64_t layer, const void* data,
+                    std::int64_t data_bytes, const void* scales, std::int64_t scale_bytes,
+                    const float* bias);
+    // Where a packed matrix lies.
+    PackedMatrix packed_matrix(const std::string& name, std::int64_t layer) const;
     // norm1, norm_cross, norm2 (with a layer) and out_norm: weight and bias [dim].
     void set_norm(const std::string& name, std::int64_t layer, const float* weight,
                   const float* bias);
@@ -62,9 +79,8 @@ public:
 
     // Starts a generation of `rows` rows, the first `text_rows` of which have text.
     void begin(std::int64_t rows, std::int64_t text_rows, std::int64_t steps);
-    // Keys and values [heads, length, head_dim] of a row's text, and its zero slots.
-    void set_text(std::int64_t row, std::int64_t layer, const float* keys, const float* values,
-                  std::int64_t length, std::int64_t pads);
+    // Text [length, dim] of a row, made into keys and values once for all layers, and its zero slots.
+    void set_text(std::int64_t row, const float* vectors, std::int64_t length, std::int64_t pads);
     // Decodes steps from .. to - 1 of the sequence (the first call feeds the prompt). With 2 batch
     // rows the halves are mixed by cfg_coef.
     void run(const Sequence& sequence, const Sampling& sampling, float cfg_coef, std::int64_t from,
@@ -72,6 +88,7 @@ public:
     // Logits [batch, codebooks, card] of the last step, after guidance.
     void last_logits(float* out) const;
 
+    // Bytes of weights that a step reads.
     std::int64_t weight_bytes() const;
     std::int64_t cache_bytes() const;
     std::string isa() const;

@@ -20,4 +20,23 @@ void philox_exponential(float* out, const std::int64_t* seeds, const std::int64_
                         std::int64_t n_items, std::int64_t n_codebooks, std::int64_t card,
                         std::uint32_t step);
 
+// The same noise of one (seed, item, step, codebook), entry by entry, in ascending order fastest.
+class ExponentialRow {
+public:
+    ExponentialRow(std::int64_t seed, std::int64_t item, std::uint32_t step,
+                   std::uint32_t codebook) noexcept
+        : key_{static_cast<std::uint32_t>(seed),
+               static_cast<std::uint32_t>(static_cast<std::uint64_t>(seed) >> 32)},
+          step_(step),
+          codebook_(codebook),
+          item_(static_cast<std::uint32_t>(item)) {}
+    float operator()(std::int64_t entry) noexcept;
+
+private:
+    std::array<std::uint32_t, 2> key_;
+    std::uint32_t step_, codebook_, item_;
+    std::int64_t block_ = -1;
+    std::array<std::uint32_t, 4> words_{};
+};
+
 }  // namespace audiogen_fast

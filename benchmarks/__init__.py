@@ -1,0 +1,1 @@
+"""Measurements; `python -m benchmarks.NAME` from the root of the checkout. See README.md."""
