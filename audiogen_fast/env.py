@@ -43,7 +43,10 @@ def get_env() -> dict[str, Any]:
         "audiogen_fast": __version__,
         "python": platform.python_version(),
     }
+    import torch
+
     versions.update({name: _version(name) for name in _PACKAGES})
+    versions["torch"] = str(torch.__version__)  # which CUDA it is for is not in its metadata
     return {
         "versions": versions,
         "platform": platform.platform(),

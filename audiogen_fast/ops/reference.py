@@ -100,6 +100,60 @@ def mlp(x: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
     return torch.nn.functional.linear(torch.nn.functional.gelu(hidden), weight2)
 
 
+def norm_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
+    eps: float = 1e-5,
+    guidance: Tensor | None = None,
+    gelu: bool = False,
+) -> Tensor:
+    """A linear map with a layer norm and a mix of rows before it, and a GELU after it.
+
+    `y = W a + bias` with `a = x`, or `LN(x)`, or, for the first half c and the second half u of
+    the rows, `LN(u) + guidance (LN(c) - LN(u))`. Mixing before a linear map is mixing after it:
+    that is how guidance needs the output heads for half of the rows only.
+
+    Args:
+        x: `[R, K]`, or `[2 R, K]` with `guidance`.
+        weight, bias: `[N, K]` and `[N]`.
+        norm: weight and bias `[K]` of a layer norm.
+        guidance: `[R]`; needs `norm`.
+        gelu: the exact one, `y (1 + erf(y / sqrt 2)) / 2`.
+    Returns:
+        `[R, N]`, at least float32.
+    """
+    a = _widen(x) if norm is None else layer_norm(x, norm[0], norm[1], eps)
+    if guidance is not None:
+        conditional, unconditional = a.chunk(2)
+        a = unconditional + guidance.to(a.dtype).unsqueeze(1) * (conditional - unconditional)
+    y = torch.nn.functional.linear(
+        a, weight.to(a.dtype), None if bias is None else bias.to(a.dtype)
+    )
+    return torch.nn.functional.gelu(y) if gelu else y
+
+
+def attention_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    """Self-attention of one new step over a static cache.
+
+    `out = softmax(q . k_i / sqrt(d)) v_i` over the cached positions `i <= positions`, the row's
+    own new one included; what lies past it is never used.
+
+    Args:
+        q: `[R, H, d]`.
+        k, v: `[R, H, C, d]`.
+        positions: int `[R]`, each in [0, C).
+    Returns:
+        `[R, H, d]` in the dtype of `q`.
+    """
+    filled = torch.arange(k.shape[2], device=k.device) <= positions.view(-1, 1, 1)
+    scores = (_widen(k) @ _widen(q).unsqueeze(-1)).squeeze(-1) / q.shape[-1] ** 0.5
+    weights = torch.softmax(scores.masked_fill(~filled, float("-inf")), dim=-1)
+    values = _widen(v).masked_fill(~filled.unsqueeze(-1), 0.0)
+    return (weights.unsqueeze(-2) @ values).squeeze(-2).to(q.dtype)
+
+
 def cross_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, n_pad: Tensor) -> Tensor:
     """Attention over short text, where `n_pad` zero slots dilute the softmax.
 

@@ -1,7 +1,6 @@
 """The engine `cuda_graph`: captured decode steps, replayed without waiting for the device."""
 
 import contextlib
-import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ from audiogen_fast.errors import DeviceMemoryError, check
 from audiogen_fast.generation.cuda_graph.graphs import CapturePool, GraphedSteps, graphs_enabled
 from audiogen_fast.generation.cuda_graph.prefill import fill, halves, prepare_text, shape_of
 from audiogen_fast.generation.cuda_graph.state import DecodeState, StateShape, position_range
+from audiogen_fast.generation.cuda_graph.steps import check_step, make_steps
 from audiogen_fast.generation.cuda_graph.support import why_unsupported_model
-from audiogen_fast.generation.cuda_graph.torch_step import torch_steps
 from audiogen_fast.generation.cuda_graph.weights import StepWeights, step_weights
 from audiogen_fast.generation.job import DecodeJob
 from audiogen_fast.models.lm import LMModel
@@ -33,6 +32,7 @@ class CudaGraphEngine:
         weights: `int8` or `int4` to decode with a packed copy of the weights (a prompt is read
             with the model's own); None for those of the model.
         kv: dtype of the caches; None for that of the weights.
+        step: `fused` by Triton kernels, `torch`, or `auto` for the first that can run here.
         captured: run steps as CUDA graphs, which needs a CUDA device; without, the same steps are
             launched one by one, on any device. None captures on a CUDA device unless
             `AUDIOGEN_FAST_CUDA_GRAPH=0`.
@@ -45,6 +45,7 @@ class CudaGraphEngine:
         lm: LMModel,
         weights: str | None = None,
         kv: torch.dtype | None = None,
+        step: str = "auto",
         captured: bool | None = None,
     ):
         check(
@@ -53,7 +54,8 @@ class CudaGraphEngine:
         )
         reason = why_unsupported_model(lm)
         check(reason is None, f"the cuda_graph engine cannot run this model: {reason}")
-        self.lm, self.format, self.kv = lm, weights, kv
+        check_step(step)
+        self.lm, self.format, self.kv, self.step = lm, weights, kv, step
         self.device = lm.device
         self.pool = CapturePool(self.device)
         check(
@@ -101,7 +103,7 @@ class CudaGraphEngine:
         kv = weights.dtype if self.kv is None else self.kv
         state = DecodeState(weights.size, shape, kv, weights.dtype, self.device)
         weights.positions(shape.positions)
-        return state, GraphedSteps(self.pool, functools.partial(torch_steps, weights, state))
+        return state, GraphedSteps(self.pool, make_steps(self.step, weights, state))
 
     def free(self) -> None:
         """Give the memory of all states and graphs back; the next job makes new ones."""

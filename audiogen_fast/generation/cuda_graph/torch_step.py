@@ -26,12 +26,12 @@ def torch_steps(
         limit: no slot's position reaches this during these steps; at most the state's positions.
         sampled: False where every slot is known to be greedy: no noise is made.
     """
-    noise = _noise(state, count).unbind() if sampled else [None] * count
+    noise = noise_ahead(state, count).unbind() if sampled else [None] * count
     for one in noise:
         _step(weights, state, limit, one)
 
 
-def _noise(state: DecodeState, count: int) -> Tensor:
+def noise_ahead(state: DecodeState, count: int) -> Tensor:
     """Noise float32 `[count, B, K, card]` of the next draws of every slot, in one pass."""
     ahead = torch.arange(count, device=state.device).view(-1, 1)
     draws = (state.draws + ahead).flatten()
@@ -42,14 +42,14 @@ def _noise(state: DecodeState, count: int) -> Tensor:
 
 
 def _step(weights: StepWeights, state: DecodeState, limit: int, noise: Tensor | None) -> None:
-    x = _embed(weights, state)
+    x = embed(weights, state)
     attended = torch.arange(limit, device=state.device) <= state.positions.view(-1, 1, 1, 1)
-    text_mask = _text_mask(state)
+    slots = text_mask(state)
     for index, layer in enumerate(weights.layers):
         x = x + _self_attention(weights, layer, state, index, x, attended)
-        if text_mask is not None:
+        if slots is not None:
             rows = x.narrow(0, 0, state.shape.text_rows)
-            rows.add_(_cross_attention(weights, layer, state, index, rows, text_mask))
+            rows.add_(_cross_attention(weights, layer, state, index, rows, slots))
         hidden = _linear(layer.ff1, _norm(layer.norm2, x, weights), weights)
         x = x + _linear(layer.ff2, F.gelu(hidden), weights)
     logits = _linear(weights.heads, _norm(weights.out_norm, x, weights), weights)
@@ -58,10 +58,10 @@ def _step(weights: StepWeights, state: DecodeState, limit: int, noise: Tensor | 
         logits = _guided(logits, state.cfg_coef)
     state.logits.copy_(logits)
     drawn = reference.sample_slots(logits, noise, state.temperature, state.top_k, state.top_p)
-    _write(state, drawn)
+    write_codes(state, drawn)
 
 
-def _embed(weights: StepWeights, state: DecodeState) -> Tensor:
+def embed(weights: StepWeights, state: DecodeState) -> Tensor:
     """The next token of every row, float32 `[R, D]`: its codes and its position."""
     size, shape = state.size, state.shape
     fed = (state.step - 1).long().view(-1, 1, 1).expand(-1, size.n_q, 1)
@@ -98,7 +98,7 @@ def _self_attention(
     return _linear(layer.out, out.flatten(1), weights)
 
 
-def _text_mask(state: DecodeState) -> Tensor | None:
+def text_mask(state: DecodeState) -> Tensor | None:
     """Text slots that are attended to, bool `[text_rows, 1, 1, L]`; None without text.
 
     The padding of a row is part of it: zero keys and values, just as in the original.
@@ -127,7 +127,7 @@ def _guided(logits: Tensor, cfg_coef: Tensor) -> Tensor:
     return unconditional + scaled.to(logits.dtype)
 
 
-def _write(state: DecodeState, drawn: Tensor) -> None:
+def write_codes(state: DecodeState, drawn: Tensor) -> None:
     """Put the codes in place and go on to the next step, where the slot is active."""
     steps = state.shape.positions
     place = state.step.long().clamp(max=steps - 1).view(-1, 1, 1).expand(-1, state.size.n_q, 1)

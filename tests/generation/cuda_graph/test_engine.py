@@ -16,7 +16,7 @@ from audiogen_fast import AudioGen, DeviceMemoryError, GenerationCancelled, Inva
 from audiogen_fast.generation import engines
 from audiogen_fast.generation.cuda_graph import engine as engine_module
 from audiogen_fast.generation.cuda_graph.engine import CudaGraphEngine
-from audiogen_fast.generation.cuda_graph.graphs import graphs_enabled
+from audiogen_fast.generation.cuda_graph.graphs import CapturePool, graphs_enabled
 from audiogen_fast.generation.cuda_graph.support import why_unsupported
 from audiogen_fast.generation.eager import EagerEngine
 from audiogen_fast.generation.engines import ENGINES, check_choice, make_engine
@@ -55,6 +55,10 @@ def test_choice_by_name(golden):
         make_engine("cuda_graph", golden.lm, "int8")
     with pytest.raises(InvalidInputError, match="on a CUDA device, got one on cpu"):
         CudaGraphEngine(golden.lm, captured=True)
+    with pytest.raises(InvalidInputError, match="the fused step cannot run: there is no CUDA"):
+        CudaGraphEngine(golden.lm, step="fused")
+    with pytest.raises(InvalidInputError, match="step must be one of .*got 'best'"):
+        CudaGraphEngine(golden.lm, step="best")
     with pytest.raises(InvalidInputError, match="int8.*int4.*got 'int2'"):
         CudaGraphEngine(golden.lm, "int2")
     for engine in ("auto", "native", "cuda_graph"):
@@ -188,7 +192,7 @@ def test_old_states_are_dropped(model, monkeypatch):
 def test_running_out_of_memory(model, monkeypatch):
     """The message says what to lower, everything is freed, and the model goes on."""
     expected = tokens(model)
-    state_type, steps = engine_module.DecodeState, engine_module.torch_steps
+    state_type, make_steps = engine_module.DecodeState, engine_module.make_steps
     held = []
 
     def too_large(*args):
@@ -209,25 +213,30 @@ def test_running_out_of_memory(model, monkeypatch):
     monkeypatch.setattr(engine_module, "DecodeState", state_type)
     assert torch.equal(tokens(model), expected)
 
-    def too_late(*args):
-        steps(*args)
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    def make_too_late(*args):
+        steps = make_steps(*args)
 
-    monkeypatch.setattr(engine_module, "torch_steps", too_late)
+        def too_late(*key):
+            steps(*key)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        return too_late
+
+    monkeypatch.setattr(engine_module, "make_steps", make_too_late)
     model.engine.free()
     with pytest.raises(DeviceMemoryError, match="lower the number of descriptions"):
         tokens(model)
-    monkeypatch.setattr(engine_module, "torch_steps", steps)
+    monkeypatch.setattr(engine_module, "make_steps", make_steps)
     assert torch.equal(tokens(model), expected)
 
 
 def test_a_failed_capture_is_told_once(model):
-    """Without a CUDA build no capture can work: the steps run all the same."""
+    """Without a CUDA device no capture can work: the steps run all the same."""
     if torch.cuda.is_available():
         pytest.skip("captures work here")
     expected = tokens(model)
-    model.engine.free()
-    model.engine.pool.enabled = True
+    model.engine = CudaGraphEngine(model.lm)
+    model.engine.pool = CapturePool(torch.device("cuda"))
     with pytest.warns(RuntimeWarning, match="goes on without CUDA graphs.*failed with") as caught:
         assert torch.equal(tokens(model), expected)
     assert len(caught) == 1 and "AUDIOGEN_FAST_CUDA_GRAPH=0" in str(caught[0].message)

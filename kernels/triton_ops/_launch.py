@@ -1,0 +1,54 @@
+"""What the launchers of several kernels share: checks, and facts about the device."""
+
+import functools
+import os
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ValueError(message)` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
+    contiguous: bool = True,
+) -> None:
+    """Raise `ValueError` unless a tensor is what a kernel takes it for."""
+    require(
+        tuple(tensor.shape) == tuple(shape),
+        f"{name} must have the shape {tuple(shape)}, got {tuple(tensor.shape)}",
+    )
+    require(
+        tensor.dtype in dtypes,
+        f"{name} must be one of {[str(d) for d in dtypes]}, got {tensor.dtype}",
+    )
+    require(tensor.device == device, f"{name} must be on {device}, got {tensor.device}")
+    require(not contiguous or tensor.is_contiguous(), f"{name} must be contiguous")
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which is chosen when they are decorated."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.lru_cache(maxsize=16)
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a CUDA device; 1 for any other, which has one worker.
+
+    Where there is none to ask, as when launches are only recorded, those of an H100.
+    """
+    if device.type != "cuda":
+        return 1
+    if not torch.cuda.is_available():
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
