@@ -178,6 +178,8 @@ def codebook_embedding(
             K=n_codebooks,
             HAS_POSITIONS=positions is not None,
             BLOCK_D=block,
+            # 16 bytes of a row for each thread.
+            num_warps=4 if tables.element_size() == 4 else 2,
         )
     return out
 

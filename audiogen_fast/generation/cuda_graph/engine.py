@@ -54,7 +54,7 @@ class CudaGraphEngine:
         )
         reason = why_unsupported_model(lm)
         check(reason is None, f"the cuda_graph engine cannot run this model: {reason}")
-        check_step(step)
+        check_step(step, lm.device)
         self.lm, self.format, self.kv, self.step = lm, weights, kv, step
         self.device = lm.device
         self.pool = CapturePool(self.device)

@@ -11,6 +11,8 @@ and the residual stream are float32), and guidance mixes the inputs of the heads
 outputs, which is the same but for rounding.
 """
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,11 @@ from audiogen_fast.ops.weight_formats import QuantizedWeight
 MOST_ROWS = 256
 
 
-def why_not_fused(rows: int) -> str | None:
-    """None if steps of so many rows are decoded by fused kernels, else the reason in words."""
+def why_not_fused(rows: int, device: torch.device) -> str | None:
+    """None if steps of so many rows are decoded by fused kernels there, else the reason."""
     reason = why_no_triton()
+    if reason is None and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        reason = f"the model is on {device}"
     if reason is None and rows > MOST_ROWS:
         reason = f"it is made for at most {MOST_ROWS} rows, these are {rows}"
     return reason

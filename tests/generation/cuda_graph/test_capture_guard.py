@@ -1,5 +1,6 @@
 """The guard catches each thing a capture forbids, and the steps do none of them."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from audiogen_fast.generation.cuda_graph.capture_guard import CaptureError, CaptureGuard
+from audiogen_fast.generation.cuda_graph.fused_step import FusedSteps
 from audiogen_fast.generation.cuda_graph.state import DecodeState, StateShape
 from audiogen_fast.generation.cuda_graph.torch_step import torch_steps
 from audiogen_fast.generation.cuda_graph.weights import step_weights
@@ -114,3 +116,28 @@ def test_the_torch_step_can_be_captured(golden, format, guided, sampled):
         with CaptureGuard() as guard:
             torch_steps(weights, state, 128, 2, sampled)
     assert "mm" in guard.allocated or "addmm" in guard.allocated  # it did run
+
+
+@pytest.mark.parametrize("format", [None, "int8", "int4"])
+def test_the_fused_step_allocates_nothing(golden, format, monkeypatch):
+    """Everything but the kernels themselves, which are not launched, only counted."""
+    triton = pytest.importorskip("triton")
+    kernels = pytest.importorskip("audiogen_fast.kernels._launch")
+    launches = []
+    monkeypatch.setattr(
+        triton.runtime.JITFunction, "run", lambda kernel, *args, **options: launches.append(kernel)
+    )
+    monkeypatch.setattr(kernels, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
+    weights = step_weights(golden.lm, format)
+    shape = StateShape.bucketed(3, True, 7, 200)
+    weights.positions(shape.positions)
+    layers = len(weights.layers)
+    with FakeTensorMode():
+        weights = on_fake_cuda(weights)
+        state = DecodeState(weights.size, shape, torch.float16, torch.float16, "cuda")
+        steps = FusedSteps(weights, state)
+        with CaptureGuard(allocations=False):
+            steps(128, 2, True)
+            steps(256, 2, False)
+    assert len(launches) == 4 * (8 * layers + 3)

@@ -54,6 +54,13 @@ def test_replay_equals_single_launches_and_the_eager_engine(on_gpu, codes):
     assert torch.equal(captured, codes(on_gpu, EagerEngine(on_gpu.lm)))
 
 
+def test_fused_and_torch_steps_agree(on_gpu, codes):
+    fused = CudaGraphEngine(on_gpu.lm, step="fused")
+    assert torch.equal(
+        codes(on_gpu, fused), codes(on_gpu, CudaGraphEngine(on_gpu.lm, step="torch"))
+    )
+
+
 def test_one_graph_for_each_range_and_no_more(on_gpu):
     engine = CudaGraphEngine(on_gpu.lm)
     first = tokens(on_gpu, engine, duration=2.9)
