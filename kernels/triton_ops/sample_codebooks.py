@@ -25,7 +25,6 @@ UNKNOWN = -1  # a code that has not been generated yet
 _VARYING = (
     "SLOTS",
     "ROWS",
-    "CARD",
     "STEPS",
     "sequence_stride_b",
     "sequence_stride_k",

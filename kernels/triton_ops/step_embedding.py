@@ -124,6 +124,7 @@ def step_embedding(
             D=dim,
             K=n_codebooks,
             BLOCK=block,
-            num_warps=4,
+            # 16 bytes of a row for each thread.
+            num_warps=4 if tables.element_size() == 4 else 2,
         )
     return out

@@ -1,9 +1,11 @@
 """`launch/` needs a GPU, or the interpreter, which test_interpreted.py turns on in a process."""
 
+import json
 import os
 import re
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,22 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore = ["test_compile.py"] if INTERPRETED else []
 if not INTERPRETED and not torch.cuda.is_available():
     collect_ignore.append("launch")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def record_launches():
+    """Writes what every kernel is launched with to the file that RECORD_LAUNCHES names."""
+    path = os.environ.get("RECORD_LAUNCHES")
+    if path is None:
+        yield
+        return
+    from audiogen_fast.launches.record import recording
+
+    with recording(execute=True) as launches:
+        yield
+    # A launch of other sizes is another record, of which many compile to the same.
+    different = {json.dumps(launch.to_json()): None for launch in launches}
+    Path(path).write_text("[" + ",".join(different) + "]")
 
 
 @pytest.fixture

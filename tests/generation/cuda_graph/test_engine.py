@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from audiogen_fast import AudioGen, DeviceMemoryError, GenerationCancelled, InvalidInputError
 from audiogen_fast.generation import engines
 from audiogen_fast.generation.cuda_graph import engine as engine_module
-from audiogen_fast.generation.cuda_graph import support
 from audiogen_fast.generation.cuda_graph.engine import CudaGraphEngine
 from audiogen_fast.generation.cuda_graph.graphs import CapturePool, graphs_enabled
+from audiogen_fast.generation.cuda_graph.support import why_unsupported
 from audiogen_fast.generation.eager import EagerEngine
 from audiogen_fast.generation.engines import ENGINES, check_choice, make_engine
 from audiogen_fast.models.loaders import load_lm_model
@@ -48,7 +48,7 @@ def eager_tokens(model, texts=TEXTS, **options):
 def test_choice_by_name(golden):
     assert ENGINES["cuda_graph"] is CudaGraphEngine
     assert make_engine("auto", golden.lm).name != "cuda_graph"  # on a CPU
-    assert "the model is on cpu" in support.why_unsupported(golden.lm)
+    assert "the model is on cpu" in why_unsupported(golden.lm)
     with pytest.raises(InvalidInputError, match="needs a CUDA device, the model is on cpu"):
         make_engine("cuda_graph", golden.lm)
     with pytest.raises(InvalidInputError, match="needs a CUDA device"):
@@ -291,7 +291,7 @@ def test_capturing_ahead_changes_no_result(model):
 
 def test_an_engine_is_kept_with_its_model(golden, monkeypatch):
     """Where the choice falls on it, and not by copies of the model."""
-    monkeypatch.setattr(support, "why_unsupported", lambda lm: None)  # as on a CUDA device
+    monkeypatch.setattr(engines.graph, "why_unsupported", lambda lm: None)  # as on a CUDA device
     lm = copy.deepcopy(golden.lm)
     first = engines.shared_engine("auto", lm)
     assert engines.shared_engine("cuda_graph", lm) is first and first.lm is lm
