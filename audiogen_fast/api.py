@@ -20,6 +20,7 @@ from audiogen_fast.models import builders, loaders
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.hub import HubOptions, Place
 from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.overlapped_decoder import OverlappedDecoder
 from audiogen_fast.models.saving import save_pretrained
 from audiogen_fast.models.streaming_decoder import StreamingDecoder
 from audiogen_fast.modules.conditioners import ConditioningAttributes
@@ -466,13 +467,20 @@ class AudioGen:
     def _stream(self, run: WindowedGeneration, progress: bool, chunk: int) -> Iterator[Tensor]:
         decoder = StreamingDecoder(self.compression_model)
         sent = 0
-        for _ in self._steps(run, progress):
-            if run.ready_frames() >= sent + chunk:
-                codes = run.codes()
-                audio = decoder.push(codes[..., sent:])
-                sent = codes.shape[-1]
-                if audio is not None:
-                    yield audio
+        with OverlappedDecoder(decoder) as beside:
+            for _ in self._steps(run, progress):
+                if run.ready_frames() >= sent + chunk:
+                    codes = run.codes()[..., sent:]
+                    if sent == 0 or self.device.type != "cpu":
+                        # The first audio should not wait for more codes.
+                        audio = decoder.push(codes)
+                        if audio is not None:
+                            yield audio
+                    else:
+                        beside.push(codes)
+                    sent += codes.shape[-1]
+                yield from beside.ready()
+            yield from beside.ready(wait=True)
         audio = decoder.push(run.codes()[..., sent:], last=True)
         if audio is not None:
             yield audio

@@ -10,6 +10,7 @@ from audiogen_fast._backend import load_native
 from audiogen_fast.errors import CheckpointError, InvalidInputError, check
 from audiogen_fast.generation import native_weights
 from audiogen_fast.generation.job import DecodeJob, RowGroup
+from audiogen_fast.generation.plain_model import why_not_plain
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.packed import FORMATS, GROUP_SIZES, PackedWeights
 from audiogen_fast.models.weights import forget_mapped
@@ -45,26 +46,9 @@ def why_unsupported(lm: LMModel, device: torch.device | None = None) -> str | No
     device = device or lm.device
     if device.type != "cpu":
         return f"the model is on {device}"
-    transformer, layer = lm.transformer, lm.transformer.layers[0]
-    attention = layer.self_attn
-    needs = {
-        "norm_first": layer.norm_first,
-        "gelu": layer.activation is torch.nn.functional.gelu,
-        "sinusoidal positions": transformer.positional_embedding == "sin",
-        "plain heads": attention.q_layer_norm is None and attention.rope is None,
-        "one key head per query head": attention.kv_heads == attention.num_heads,
-        "an unlimited past": attention.past_context is None,
-        "no layer scale": layer.layer_scale_1 is None,
-        "causal attention": attention.causal,
-        "heads of a multiple of 16": attention.head_dim % 16 == 0,
-        "text by cross-attention only": not any(
-            names for method, names in lm.fuser.fuse2cond.items() if method != "cross"
-        ),
-    }
-    if layer.cross_attention is not None:
-        needs["plain cross-attention heads"] = layer.cross_attention.q_layer_norm is None
-    missing = [name for name, holds in needs.items() if not holds]
-    return f"it needs {', '.join(missing)}" if missing else None
+    head_dim = lm.transformer.layers[0].self_attn.head_dim
+    wrong_head = f"it needs heads of a multiple of 16, got {head_dim}" if head_dim % 16 else None
+    return why_not_plain(lm) or wrong_head
 
 
 class NativeEngine:

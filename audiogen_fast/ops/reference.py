@@ -63,6 +63,43 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
 
 
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Residual add, then layer norm over the last dimension: the pre-norm block's join.
+
+    Args:
+        x: `[..., N]`, the branch.
+        residual: `[..., N]`, the residual stream.
+        weight, bias: `[N]`; the bias may be None.
+        out_dtype: dtype of the normalised result, computed in at least float32 and rounded once;
+            None for float32 (float64 for float64 input).
+    Returns:
+        The normalised sum, and the sum in the dtype of `residual`, both `[..., N]`.
+    """
+    total = (_widen(x) + _widen(residual)).to(residual.dtype)
+    normed = layer_norm(total, weight, bias, eps)
+    return (normed if out_dtype is None else normed.to(out_dtype)), total
+
+
+def mlp(x: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
+    """Feed-forward block without biases: `gelu(x @ weight1.T) @ weight2.T`, GELU exact by erf.
+
+    Args:
+        x: `[..., D]`.
+        weight1, weight2: `[F, D]` and `[D, F]`; the products run in their dtype.
+    Returns:
+        `[..., D]` in the dtype of the weights.
+    """
+    hidden = torch.nn.functional.linear(x.to(weight1.dtype), weight1)
+    return torch.nn.functional.linear(torch.nn.functional.gelu(hidden), weight2)
+
+
 def norm_linear(
     x: Tensor,
     weight: Tensor,
@@ -115,43 +152,6 @@ def attention_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tens
     weights = torch.softmax(scores.masked_fill(~filled, float("-inf")), dim=-1)
     values = _widen(v).masked_fill(~filled.unsqueeze(-1), 0.0)
     return (weights.unsqueeze(-2) @ values).squeeze(-2).to(q.dtype)
-
-
-def add_layer_norm(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    out_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Residual add, then layer norm over the last dimension: the pre-norm block's join.
-
-    Args:
-        x: `[..., N]`, the branch.
-        residual: `[..., N]`, the residual stream.
-        weight, bias: `[N]`; the bias may be None.
-        out_dtype: dtype of the normalised result, computed in at least float32 and rounded once;
-            None for float32 (float64 for float64 input).
-    Returns:
-        The normalised sum, and the sum in the dtype of `residual`, both `[..., N]`.
-    """
-    total = (_widen(x) + _widen(residual)).to(residual.dtype)
-    normed = layer_norm(total, weight, bias, eps)
-    return (normed if out_dtype is None else normed.to(out_dtype)), total
-
-
-def mlp(x: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
-    """Feed-forward block without biases: `gelu(x @ weight1.T) @ weight2.T`, GELU exact by erf.
-
-    Args:
-        x: `[..., D]`.
-        weight1, weight2: `[F, D]` and `[D, F]`; the products run in their dtype.
-    Returns:
-        `[..., D]` in the dtype of the weights.
-    """
-    hidden = torch.nn.functional.linear(x.to(weight1.dtype), weight1)
-    return torch.nn.functional.linear(torch.nn.functional.gelu(hidden), weight2)
 
 
 def cross_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, n_pad: Tensor) -> Tensor:

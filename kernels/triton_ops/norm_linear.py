@@ -78,7 +78,9 @@ def choose_config(rows: int, n: int, k: int, bits: int, group: int, processors: 
         block_n = 128 if processors == 1 else 4 if bits == 32 else 8
         while block_n > 2 and triton.cdiv(n, block_n) * split < 2 * processors:
             block_n //= 2
-        return Config("gemv", triton.next_power_of_2(max(rows, 1)), block_n, 0, split, 4)
+        # With so few bytes for each program, more threads hold them without spilling (sm_80).
+        num_warps = 8 if bits == 8 and block_n <= 4 else 4
+        return Config("gemv", triton.next_power_of_2(max(rows, 1)), block_n, 0, split, num_warps)
     # At most 32 rows and 4 blocks ahead: what fits the 99 KB of shared memory of the smallest.
     block_m = 16 if rows <= 16 else 32
     # 64 rows of quantised weights would be multiplied by wgmma, for which Triton reads them in the

@@ -25,19 +25,26 @@ _TRITON_DTYPES = {
 
 @triton.jit
 def _rows_statistics(x_ptr, rows, mask_m, eps, K: tl.constexpr, BLOCK: tl.constexpr):
-    """Mean and 1 / sqrt(variance + eps) of each row, in two passes over the row."""
+    """Mean and 1 / sqrt(variance + eps) of each row, in one pass over the row.
+
+    Sums are of differences to the mean m of the first BLOCK columns, so that nothing is lost where
+    the mean is large: var = E[(x - m)^2] - E[x - m]^2, and E[x - m]^2 <= (K / BLOCK - 1) var.
+    """
     pointers = x_ptr + rows.to(tl.int64)[:, None] * K + tl.arange(0, BLOCK)[None, :]
-    total = tl.zeros([rows.shape[0], BLOCK], tl.float32)
-    for k in range(0, K, BLOCK):
+    inside = mask_m[:, None] & (tl.arange(0, BLOCK) < K)[None, :]
+    x = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    first = tl.sum(x, 1) / tl.minimum(K, BLOCK)
+    centred = tl.where(inside, x - first[:, None], 0.0)
+    total, squares = centred, centred * centred
+    for k in range(BLOCK, K, BLOCK):
         inside = mask_m[:, None] & (k + tl.arange(0, BLOCK) < K)[None, :]
-        total += tl.load(pointers + k, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(total, 1) / K
-    total = tl.zeros([rows.shape[0], BLOCK], tl.float32)
-    for k in range(0, K, BLOCK):
-        inside = mask_m[:, None] & (k + tl.arange(0, BLOCK) < K)[None, :]
-        x = tl.load(pointers + k, mask=inside, other=0.0).to(tl.float32) - mean[:, None]
-        total += tl.where(inside, x * x, 0.0)
-    return mean, 1.0 / tl.sqrt(tl.sum(total, 1) / K + eps)
+        x = tl.load(pointers + k, mask=inside, other=0.0).to(tl.float32)
+        centred = tl.where(inside, x - first[:, None], 0.0)
+        total += centred
+        squares += centred * centred
+    shift = tl.sum(total, 1) / K
+    variance = tl.maximum(tl.sum(squares, 1) / K - shift * shift, 0.0)
+    return first + shift, 1.0 / tl.sqrt(variance + eps)
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from audiogen_fast import AudioGen, GenerationCancelled, InvalidInputError
 from audiogen_fast._backend import load_native
-from audiogen_fast.generation import native
+from audiogen_fast.generation import engines, native, native_weights
 from audiogen_fast.generation.eager import EagerEngine
 from audiogen_fast.generation.job import SamplingParams, make_keys
 from audiogen_fast.generation.lm_generate import make_groups, make_job
@@ -103,6 +104,59 @@ def test_the_number_of_threads_changes_nothing(both, threads):
     other = NativeEngine(model.lm, threads=threads)
     assert torch.equal(codes(model, other, call), expected)
     assert other.decoder().threads == threads
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_long_attention_is_split_over_positions(both, weights):
+    """Over 128 positions, and with few queries for many threads, threads share a query's cache."""
+    model, eager, _ = both
+    conditions = [ConditioningAttributes(text={"description": TEXTS[0]})]
+    expected = None
+    for threads in (1, 5, 32):
+        engine = NativeEngine(model.lm, weights, kv="float32", threads=threads)
+        options = {"max_gen_len": 300, "seed": 4, "cfg_coef": 3.0}
+        found = model.lm.generate(None, conditions, engine=engine, **options)
+        if expected is None:
+            expected = found
+            if weights == "float32":
+                plain = model.lm.generate(None, conditions, engine=eager, **options)
+                assert torch.equal(found, plain)
+        assert torch.equal(found, expected)
+
+
+def cpu_ticks() -> dict[str, int]:
+    """Clock ticks each thread of this process has computed for."""
+    ticks = {}
+    for task in Path("/proc/self/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        ticks[task.name] = int(fields[11]) + int(fields[12])
+    return ticks
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_the_threads_of_torch_rest_while_the_engine_works(both):
+    """Otherwise two pools would share the cores; a core that torch's threads spun on would show."""
+    model, _, _ = both
+    conditions = [ConditioningAttributes(text={"description": text}) for text in TEXTS]
+    engine = NativeEngine(model.lm, threads=2)
+    before_pool = set(cpu_ticks())
+    engine.decoder(8, 2000, 16)  # its team is there
+    team = set(cpu_ticks()) - before_pool
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        torch.randn(1500, 1500) @ torch.randn(1500, 1500)  # torch's are, too
+        time.sleep(0.3)
+        before = cpu_ticks()
+        options = {"max_gen_len": 1500, "seed": 4, "cfg_coef": 3.0}
+        model.lm.generate(None, conditions, engine=engine, **options)
+        spent = {name: t - before.get(name, 0) for name, t in cpu_ticks().items()}
+    finally:
+        torch.set_num_threads(threads)
+    working = team | {str(threading.get_native_id())}
+    others = sum(t for name, t in spent.items() if name not in working)
+    assert sum(spent[name] for name in working) > 0
+    assert others <= 0.2 * sum(spent[name] for name in working) + 5
 
 
 def test_threads_come_from_the_environment(monkeypatch):
@@ -387,3 +441,49 @@ def test_misuse_of_a_decoder_is_an_error(both):
         run(1, 1, 9)
     run(1, 1, 8)
     assert (sequence >= 0).all()
+
+
+def test_auto_takes_it_where_there_is_memory(both, monkeypatch):
+    model, _, _ = both
+    assert engines.make_engine("auto", model.lm).name == "native"
+    needed = native_weights.packed_size(model.lm, "float32")
+    monkeypatch.setattr(engines, "free_memory", lambda: needed)
+    assert engines.make_engine("auto", model.lm).name == "eager"
+    assert engines.make_engine("auto", model.lm, "int4").weights == "int4"
+    half = copy.deepcopy(model.lm).to(torch.bfloat16)
+    assert engines.make_engine("auto", half).weights == "bfloat16"
+    assert engines.make_engine("auto", half.half()).name == "eager"  # it has no float16
+
+
+def test_changed_weights_are_packed_again(both):
+    model, _, _ = both
+    lm = copy.deepcopy(model.lm)
+    engine = NativeEngine(lm)
+    conditions = [ConditioningAttributes(text={"description": text}) for text in TEXTS]
+    options = {"max_gen_len": 12, "seed": 4}
+    first = lm.generate(None, conditions, engine=engine, **options)
+    with torch.no_grad():
+        for head in lm.linears:
+            head.weight.mul_(-1)
+    changed = lm.generate(None, conditions, engine=engine, **options)
+    assert torch.equal(changed, lm.generate(None, conditions, engine="eager", **options))
+    assert not torch.equal(changed, first)
+
+
+def test_matrices_stay_as_stored_and_codes_are_those_of_float32(tmp_path):
+    """A checkpoint in float16 is packed in float32, exactly, and the model has no such copy."""
+    source = AudioGen.get_pretrained(
+        DATA / "golden" / "plain" / "checkpoint", "cpu", dtype="float16"
+    )
+    folder = source.save_pretrained(tmp_path / "half")
+    model = AudioGen.get_pretrained(folder, "cpu")
+    assert (model.engine.name, model.engine.weights) == ("native", "float32")
+    assert model.lm.transformer.layers[0].linear1.weight.dtype == torch.float16
+    assert model.lm.emb[0].weight.dtype == torch.float32
+    call, params = CALLS["batch"]
+    found = codes(model, model.engine, call, **params)
+    wide = AudioGen.get_pretrained(folder, "cpu", engine="eager")
+    assert wide.lm.transformer.layers[0].linear1.weight.dtype == torch.float32
+    assert torch.equal(found, codes(wide, wide.engine, call, **params))
+    asked = AudioGen.get_pretrained(folder, "cpu", dtype="float32")
+    assert asked.lm.transformer.layers[0].linear1.weight.dtype == torch.float32

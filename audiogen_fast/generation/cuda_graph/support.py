@@ -2,6 +2,7 @@
 
 import torch
 
+from audiogen_fast.generation.plain_model import why_not_plain
 from audiogen_fast.models.lm import LMModel
 
 
@@ -14,23 +15,7 @@ def why_unsupported(lm: LMModel) -> str | None:
 
 def why_unsupported_model(lm: LMModel) -> str | None:
     """None if the steps of the engine can compute this model, else what it would need."""
-    transformer, layer = lm.transformer, lm.transformer.layers[0]
-    attention, cross = layer.self_attn, layer.cross_attention
-    needs = {
-        "norm_first": layer.norm_first and lm.out_norm is not None,
-        "gelu": layer.activation is torch.nn.functional.gelu,
-        "sinusoidal positions": transformer.positional_embedding == "sin",
-        "plain heads": attention.q_layer_norm is None and attention.rope is None,
-        "one key head per query head": attention.kv_heads == attention.num_heads,
-        "an unlimited past": attention.past_context is None,
-        "no layer scale": layer.layer_scale_1 is None,
-        "causal attention": attention.causal,
-        "attention in the dtype of the weights": not attention.attention_as_float32
-        or attention.in_proj_weight.dtype == torch.float32,
-        "text by cross-attention only": not any(
-            names for method, names in lm.fuser.fuse2cond.items() if method != "cross"
-        ),
-        "plain cross-attention heads": cross is None or cross.q_layer_norm is None,
-    }
-    missing = [name for name, holds in needs.items() if not holds]
-    return f"it needs {', '.join(missing)}" if missing else None
+    attention = lm.transformer.layers[0].self_attn
+    if attention.attention_as_float32 and attention.in_proj_weight.dtype != torch.float32:
+        return "it needs attention in the dtype of the weights"
+    return why_not_plain(lm)

@@ -35,7 +35,8 @@ CALLS = {
 @pytest.fixture(scope="session", params=["plain", "biased"])
 def golden(request) -> AudioGen:
     """A recorded model without, and one with biases; set its engine before use."""
-    return AudioGen.get_pretrained(DATA / "golden" / request.param / "checkpoint", device="cpu")
+    folder = DATA / "golden" / request.param / "checkpoint"
+    return AudioGen.get_pretrained(folder, device="cpu", engine="eager")
 
 
 @pytest.fixture(params=CALLS)

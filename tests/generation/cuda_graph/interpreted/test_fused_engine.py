@@ -13,7 +13,9 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 def load(folder) -> AudioGen:
-    return AudioGen.get_pretrained(folder / "checkpoint", device=DEVICE, dtype="float32")
+    return AudioGen.get_pretrained(
+        folder / "checkpoint", device=DEVICE, dtype="float32", engine="eager"
+    )
 
 
 def codes(model, step, texts, **params):
