@@ -58,7 +58,7 @@ def lines():
 @pytest.fixture
 def make_solver(lines):
     """A function from a configuration to a solver in this process."""
-    return lambda config, ranks=Ranks(): LMSolver(config, ranks, lines.append)
+    return lambda config: LMSolver(config, Ranks(), lines.append)
 
 
 class OneBatch:
