@@ -1,0 +1,21 @@
+"""Data of the training: manifests, segments of recordings, caches of tokens, batches."""
+
+from audiogen_fast.training.data.batch import Batch, Skipped, SoundInfo
+from audiogen_fast.training.data.dataset import DatasetConfig, SoundDataset
+from audiogen_fast.training.data.loader import Loader
+from audiogen_fast.training.data.manifest import AudioMeta, Manifest, read_manifest, write_manifest
+from audiogen_fast.training.data.mixing import MixingConfig
+
+__all__ = [
+    "AudioMeta",
+    "Batch",
+    "DatasetConfig",
+    "Loader",
+    "Manifest",
+    "MixingConfig",
+    "Skipped",
+    "SoundDataset",
+    "SoundInfo",
+    "read_manifest",
+    "write_manifest",
+]
