@@ -82,7 +82,8 @@ class AdversarialLoss:
     def train_step(self, fake: Tensor, real: Tensor) -> Tensor:
         """One step of the discriminator on audio `[B, C, T]`; returns its loss, a scalar.
 
-        In a process group the gradients are averaged over the ranks.
+        In a process group the gradients are averaged over the ranks. Gradients that are not
+        finite are left out.
         """
         # One pass over both: the layers treat batch items alike.
         logits, _ = self.adversary(torch.cat([fake.detach(), real.detach()]))
@@ -91,10 +92,12 @@ class AdversarialLoss:
             of_fake, of_real = both.split([len(fake), len(real)])
             losses.append(self.loss_fake(of_fake) + self.loss_real(of_real))
         loss = self._reduce(losses)
-        self.optimizer.zero_grad()
         loss.backward()
         average_gradients(self.adversary.parameters())
-        self.optimizer.step()
+        gradients = [p.grad for p in self.adversary.parameters() if p.grad is not None]
+        if torch.nn.utils.get_total_norm(gradients).isfinite():
+            self.optimizer.step()
+        self.optimizer.zero_grad()
         return loss.detach()
 
     def generator_losses(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Balancing of losses by the size of their gradients (Défossez et al. 2022, section 3.4)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,10 @@ class Balancer:
 
         sum_i  w_i / (sum_j w_j)  *  total_norm  *  g_i / (epsilon + n_i)
 
-    over the losses of this step. The averages are over all steps and all ranks.
+    over the losses of this step. The averages are over all steps, and over the items of all ranks
+    as if they were one batch: where the ranks' gradients are averaged afterwards, the result does
+    not depend on their number. (The original's does: there balanced gradients lose weight against
+    others, such as that of the quantiser, with every rank.)
 
     Args:
         weights: name of each loss to its weight; at least one above 0.
@@ -46,7 +49,7 @@ class Balancer:
         self.balance_grads, self.total_norm, self.ema_decay = balance_grads, total_norm, ema_decay
         self.per_batch_item, self.epsilon = per_batch_item, epsilon
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
         self.ratios: dict[str, Tensor] = {}
         """Share of each loss in the sum of the averaged norms at the last step, before weighing."""
 
@@ -66,8 +69,7 @@ class Balancer:
             for name, loss in losses.items()
         }
         with torch.no_grad():
-            norms = torch.stack([self._norm(gradient) for gradient in gradients.values()])
-            norms = _mean_over_ranks(norms, len(output) if self.per_batch_item else 1)
+            norms = _norms(list(gradients.values()), self.per_batch_item)
             averages = {
                 name: self._average(name, norm)
                 for name, norm in zip(losses, norms.unbind(), strict=True)
@@ -88,30 +90,42 @@ class Balancer:
         output.backward(combined)
         return effective
 
-    def _norm(self, gradient: Tensor) -> Tensor:
-        if self.per_batch_item:
-            return torch.linalg.vector_norm(gradient.flatten(1).float(), dim=1).mean()
-        return torch.linalg.vector_norm(gradient.float())
-
     def _average(self, name: str, norm: Tensor) -> Tensor:
-        zero = torch.zeros_like(norm)
-        self._sums[name] = self.ema_decay * self._sums.get(name, zero) + norm
-        self._counts[name] = self.ema_decay * self._counts.get(name, zero) + 1
+        past = self._sums.get(name, torch.zeros_like(norm)).to(norm.device)
+        self._sums[name] = self.ema_decay * past + norm
+        self._counts[name] = self.ema_decay * self._counts.get(name, 0.0) + 1
         return self._sums[name] / self._counts[name]
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The moving averages: sums and their sums of weights, a scalar per loss."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The moving averages: sums of norms and of their weights, by name of the loss."""
+        sums = {name: value.item() for name, value in self._sums.items()}
+        return {"sums": sums, "counts": dict(self._counts)}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._sums = {name: value.clone() for name, value in state["sums"].items()}
-        self._counts = {name: value.clone() for name, value in state["counts"].items()}
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
+
+    def snapshot(self) -> Callable[[], None]:
+        """A function that takes the averages back to what they are now."""
+        sums, counts = dict(self._sums), dict(self._counts)
+
+        def restore() -> None:
+            self._sums, self._counts = sums, counts
+
+        return restore
 
 
-def _mean_over_ranks(values: Tensor, weight: int) -> Tensor:
-    """The mean of `values` over the ranks, each counting `weight` times."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    packed = torch.cat([values * weight, values.new_full((1,), weight)])
-    dist.all_reduce(packed)
-    return packed[:-1] / packed[-1]
+def _norms(gradients: list[Tensor], per_batch_item: bool) -> Tensor:
+    """Norms `[len(gradients)]` of the gradients of the mean of all ranks' losses."""
+    world_size = 1
+    if dist.is_available() and dist.is_initialized():
+        world_size = dist.get_world_size()
+    dims = 1 if per_batch_item else 0
+    norms = [torch.linalg.vector_norm(g.float().flatten(dims), dim=-1) for g in gradients]
+    values = torch.stack(norms) / world_size
+    # Sums over items of norms, or of squares, add up over ranks.
+    count = values.new_full((1,), len(gradients[0]) if per_batch_item else 1)
+    packed = torch.cat([values.sum(-1) if per_batch_item else values.square(), count])
+    if world_size > 1:
+        dist.all_reduce(packed)
+    return packed[:-1] / packed[-1] if per_batch_item else packed[:-1].sqrt()
