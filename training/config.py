@@ -11,11 +11,14 @@ class DatasetPart:
     """One of train, valid, evaluate and generate; None takes the value of `dataset`."""
 
     source: str | None = None
-    """Manifest file (or its folder), or token cache, of this part; none: the part is left out."""
+    """Manifest (file or folder) or token cache of this part; {recordings} is the folder of those
+    in the package; none: the part is left out."""
+    where: dict[str, str] = field(default_factory=dict)
+    """Take only the rows of the manifest with these values, such as {split = "train"}."""
     batch_size: int | None = None
     """Items of a batch over all processes together."""
     num_samples: int | None = None
-    """Items of an epoch; none: all, each once."""
+    """Items of an epoch; none: as many as the manifest has."""
     aug_p: float = 0.0
     """Probability of mixing a batch; while it is positive, mix_p of each batch is kept."""
     mix_p: float = 0.5
@@ -35,7 +38,7 @@ class DatasetConfig:
     batch_size: int = 128
     """Items of a batch over all processes and accumulated parts together."""
     num_workers: int = 2
-    """Processes that read, for each training process; 0 reads in the training process."""
+    """Worker processes that read, for each training process; 0 reads in the training process."""
     segment_duration: float = 10.0
     """Seconds of audio of an item."""
     min_segment_ratio: float = 1.0
@@ -52,6 +55,8 @@ class DatasetConfig:
     """Added to the seed of the order of items."""
     external_metadata_source: str | None = None
     """Folder of the JSON files with descriptions; none: beside the audio."""
+    silence_db: float | None = -80.0
+    """Draw again where the level is below this (dBFS RMS); none: never."""
     train: DatasetPart = field(default_factory=DatasetPart)
     valid: DatasetPart = field(default_factory=DatasetPart)
     evaluate: DatasetPart = field(default_factory=DatasetPart)

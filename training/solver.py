@@ -40,6 +40,8 @@ class Update:
     """Scalars of this process, always of the same names."""
     made: bool = True
     """Whether the weights changed; False where the gradient was not finite."""
+    expected: bool = False
+    """With `made` False: part of the search for the scale of a float16 loss, and no failure."""
     tokens: int = 0
     """Codes that were learnt from in this process."""
     seconds: float = 0.0
@@ -54,9 +56,9 @@ class Solver(ABC):
     A subclass defines `build`, `update`, `validate`, and `generate` if it has something to show.
     `build` makes models, optimisers and loaders and fills
 
-    - `self.loader`: an endless iterable of training batches of this process, with `state_dict`
-      and `load_state_dict` (JSON) of the position after the batch that was yielded last, the same
-      in every process;
+    - `self.loader`: of training batches of this process, a `data.Loader` or what has its
+      `forever()`, and `state_dict()` and `load_state_dict()` (JSON) of the position after the
+      batch that was given last, the same in every process;
     - `self.common`: what checkpoints hold (see `parts.py`), the same for all processes;
     - `self.averages`: moving averages, by name, which this loop advances and saves;
     - `self.schedules`: advanced here after each update that was made.
@@ -177,7 +179,7 @@ class Solver(ABC):
                 optim.total_updates, config.logging.log_updates, self.ranks, sinks, self._tell
             )
             stack.callback(watch.close)
-            batches = iter(self.loader) if self.step < optim.total_updates else None
+            batches = self.loader.forever() if self.step < optim.total_updates else None
             while self.step < optim.total_updates:
                 began = time.perf_counter()
                 batch = next(batches)
@@ -206,7 +208,7 @@ class Solver(ABC):
             self.non_finite = 0
             for schedule in self.schedules.values():
                 schedule.advance()
-        else:
+        elif not update.expected:
             self._skipped(update)
         if self.step % self.config.optim.ema.updates == 0:
             for average in self.averages.values():
