@@ -21,6 +21,13 @@ from audiogen_fast.training.recipe import load_recipe
 
 FORMATS = ("audiogen_fast", "audiocraft")
 _RUN_CONFIG = "config.toml"
+_ORIGINAL_NAMES = {
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+    "parametrizations.weight.original": "weight_orig",
+    "parametrizations.weight.0._u": "weight_u",
+    "parametrizations.weight.0._v": "weight_v",
+}
 
 
 def is_run(folder: str | Path) -> bool:
@@ -136,6 +143,8 @@ def _folder_config(path: Path) -> dict[str, Any]:
 
 
 def _original_name(name: str) -> str:
-    """The name of a tensor in audiocraft, whose weight norm is the older one."""
-    name = name.replace("parametrizations.weight.original0", "weight_g")
-    return name.replace("parametrizations.weight.original1", "weight_v")
+    """The name of a tensor in audiocraft, whose normalised weights have older ones."""
+    for ours, theirs in _ORIGINAL_NAMES.items():
+        if name.endswith(f".{ours}"):
+            return name.removesuffix(ours) + theirs
+    return name

@@ -6,24 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiogen_fast.errors import InvalidInputError, check
+from audiogen_fast.errors import check
 from audiogen_fast.models.builders import get_compression_model
-from audiogen_fast.models.encodec import CompressionModel, EncodecModel
+from audiogen_fast.models.encodec import EncodecModel
 from audiogen_fast.quantization import QuantizedResult
 from audiogen_fast.training.codec.adversarial import AdversarialLoss, average_gradients
 from audiogen_fast.training.codec.balancer import Balancer
 from audiogen_fast.training.codec.config import CodecConfig
 from audiogen_fast.training.codec.metrics import CodebookUsage
 from audiogen_fast.training.codec.parts import (
-    Endless,
     loss_weights,
     make_discriminators,
-    make_loader,
     make_losses,
 )
+from audiogen_fast.training.codec.pretrained import load_weights
 from audiogen_fast.training.codec.stages import Measures, write_reconstructions
 from audiogen_fast.training.data import Batch
 from audiogen_fast.training.ema import ModuleEMA
+from audiogen_fast.training.loaders import make_loader
 from audiogen_fast.training.optimizers import (
     clip_factor,
     gradient_norm,
@@ -70,10 +70,16 @@ class CodecSolver(Solver):
         if config.optim.ema.use:
             self.averages["model"] = ModuleEMA(self.model, config.optim.ema.decay)
         self.loaders = {
-            name: make_loader(config, name, self.ranks)
+            name: make_loader(
+                config,
+                name,
+                self.ranks,
+                require_description=False,
+                segment_duration=getattr(config.dataset, name).segment_duration,
+            )
             for name in ("train", "valid", "evaluate", "generate")
         }
-        self.loader = Endless(self.loaders["train"])
+        self.loader = self.loaders["train"]
 
     def _build_adversaries(self) -> None:
         config = self.config
@@ -115,7 +121,7 @@ class CodecSolver(Solver):
             made,
             tokens=result.codes.numel(),
             seconds=wav.shape[0] * wav.shape[-1] / self.model.sample_rate,
-            batch_ids=[(info.id, info.seek_time) for info in batch.infos],
+            batch_ids=[vars(info) for info in batch.infos],
         )
 
     def _backward(self, result: QuantizedResult, wav: Tensor) -> dict[str, Tensor]:
@@ -213,24 +219,3 @@ class CodecSolver(Solver):
             "codes per update": f"{batch * frames * config.rvq.n_q:,}",
             "updates": f"{config.optim.total_updates:,}",
         }
-
-
-def load_weights(model: EncodecModel, name: str) -> None:
-    """Start from the weights of a codec: hub id, folder, file, or folder of a run."""
-    from audiogen_fast.training.codec.export import is_run, read_run
-
-    if is_run(name):
-        state = read_run(name)[1]
-    else:
-        loaded = CompressionModel.get_pretrained(name)
-        check(
-            isinstance(loaded, EncodecModel),
-            f"continue_from must be an EnCodec of this package or of audiocraft, got {name}",
-        )
-        state = loaded.state_dict()
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"continue_from: {name} does not fit the configuration: {error}"
-        ) from error
