@@ -24,6 +24,14 @@ class Recorded(dict[str, Tensor]):
         """The tensors below a name, without it."""
         return {n.removeprefix(prefix): t for n, t in self.items() if n.startswith(prefix)}
 
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """A model's state below a name, with `weight_g` and `weight_v` as torch calls them now."""
+        renamed = {}
+        for name, tensor in self.below(prefix).items():
+            name = name.replace("weight_g", "parametrizations.weight.original0")
+            renamed[name.replace("weight_v", "parametrizations.weight.original1")] = tensor
+        return renamed
+
 
 @pytest.fixture(scope="session")
 def recorded() -> Recorded:
@@ -43,15 +51,3 @@ def sounds() -> list[Tensor]:
         torch.from_numpy(soundfile.read(path, dtype="float32")[0]).unsqueeze(0)
         for path in sorted((DATA / "recordings").glob("*.flac"))
     ]
-
-
-def weight_norm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The original's `weight_g` and `weight_v` under the names of today's torch."""
-    spelling = {"weight_g": "parametrizations.weight.original0"}
-    spelling["weight_v"] = "parametrizations.weight.original1"
-    renamed = {}
-    for name, value in state.items():
-        for theirs, ours in spelling.items():
-            name = name.replace(theirs, ours)
-        renamed[name] = value
-    return renamed

@@ -1,8 +1,5 @@
 """Discriminators against the original's outputs, and the STFT by hand."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,10 +17,6 @@ from audiogen_fast.training.codec.waveform_discriminators import (
     MultiScaleDiscriminator,
 )
 
-_SPEC = importlib.util.spec_from_file_location("helpers", Path(__file__).with_name("conftest.py"))
-helpers = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(helpers)
-
 CLASSES = {
     "msstftd": MultiScaleSTFTDiscriminator,
     "mpd": MultiPeriodDiscriminator,
@@ -33,7 +26,7 @@ CLASSES = {
 
 def load(recorded, name: str) -> nn.Module:
     model = CLASSES[name](**recorded.cases["discriminators"][name])
-    state = helpers.weight_norm_names(recorded.below(f"{name}.state."))
+    state = recorded.state(f"{name}.state.")
     # There the first layer of the waveform discriminator has its padding as a layer.
     state = {key.replace("convs.0.1.", "convs.0."): value for key, value in state.items()}
     model.load_state_dict(state)
