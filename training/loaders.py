@@ -23,6 +23,7 @@ def make_loader(
     ranks: Ranks,
     attributes: tuple[str, ...] = (),
     require_description: bool = True,
+    segment_duration: float | None = None,
 ) -> Loader | None:
     """The loader of one part of the data, or None where it has no source.
 
@@ -32,6 +33,7 @@ def make_loader(
     Args:
         part: train, valid, evaluate or generate.
         attributes: further text attributes that the model is conditioned on.
+        segment_duration: seconds of an item; None: as `dataset` says.
     Raises:
         InvalidInputError: the batch does not divide by the processes and accumulated parts, or
             the source is not what it should be.
@@ -49,7 +51,7 @@ def make_loader(
     )
     manifest = read_manifest(_place(section.source), where=section.where)
     options = DatasetConfig(
-        segment_duration=dataset.segment_duration,
+        segment_duration=segment_duration or dataset.segment_duration,
         num_samples=section.num_samples or len(manifest),
         sample_rate=config.sample_rate,
         channels=config.channels,
