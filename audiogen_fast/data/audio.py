@@ -47,7 +47,7 @@ def audio_info(filepath: str | Path | BytesIO) -> AudioFileInfo:
         FileNotFoundError: no such file.
         AudioFileError: not an audio file, or of an unsupported format.
     """
-    with _opened(filepath) as file:
+    with open_audio(filepath) as file:
         return AudioFileInfo(file.samplerate, file.frames / file.samplerate, file.channels)
 
 
@@ -90,7 +90,7 @@ def _soundfile_read(
         f"seek_time must be finite and at least 0 seconds, got {seek_time}",
     )
     check(math.isfinite(duration), f"duration must be finite, got {duration}")
-    with _opened(filepath) as file:
+    with open_audio(filepath) as file:
         start = min(int(seek_time * file.samplerate), file.frames)
         stop = file.frames
         if duration > 0:
@@ -109,7 +109,7 @@ _av_read = _soundfile_read
 
 
 @contextmanager
-def _opened(filepath: str | Path | BytesIO) -> Iterator[soundfile.SoundFile]:
+def open_audio(filepath: str | Path | BytesIO) -> Iterator[soundfile.SoundFile]:
     """The file, open for reading; whatever libsndfile objects to becomes an `AudioFileError`."""
     contents = isinstance(filepath, BytesIO)
     if not contents:
