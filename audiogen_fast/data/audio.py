@@ -112,7 +112,9 @@ _av_read = _soundfile_read
 def open_audio(filepath: str | Path | BytesIO) -> Iterator[soundfile.SoundFile]:
     """The file, open for reading; whatever libsndfile objects to becomes an `AudioFileError`."""
     contents = isinstance(filepath, BytesIO)
-    if not contents:
+    if contents:
+        filepath.seek(0)
+    else:
         with open(filepath, "rb"):
             pass  # raises FileNotFoundError, PermissionError or IsADirectoryError, with the name
     try:
@@ -123,9 +125,11 @@ def open_audio(filepath: str | Path | BytesIO) -> Iterator[soundfile.SoundFile]:
                 raise soundfile.SoundFileError("its header does not say how long it is.")
             yield file
     except soundfile.SoundFileError as error:
-        name = "these contents" if contents else filepath
+        name, reason = filepath, error
+        if contents:  # libsndfile's message would have its address
+            name, reason = "these contents", getattr(error, "error_string", error)
         raise AudioFileError(
-            f"cannot read {name}: {error} Supported formats: wav, flac, ogg and mp3."
+            f"cannot read {name}: {reason} Supported formats: wav, flac, ogg and mp3."
         ) from error
 
 

@@ -6,6 +6,7 @@ from audiogen_fast.training.data.dataset import DatasetConfig, SoundDataset
 from audiogen_fast.training.data.loader import Loader
 from audiogen_fast.training.data.manifest import AudioMeta, Manifest, read_manifest, write_manifest
 from audiogen_fast.training.data.mixing import MixingConfig
+from audiogen_fast.training.data.shards import is_cache
 from audiogen_fast.training.data.tokens import TokenDataset, TokenDatasetConfig
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "TokenCache",
     "TokenDataset",
     "TokenDatasetConfig",
+    "is_cache",
     "read_manifest",
     "write_manifest",
 ]

@@ -36,7 +36,8 @@ class DatasetConfig:
     shuffle_seed: int = 0
     """At least 0."""
     permutation_on_files: bool = False
-    """Each recording once before any comes again; else they are drawn."""
+    """Each recording once before any comes again, without `shuffle` in the order of the manifest;
+    else they are drawn."""
     sample_on_duration: bool = True
     """Draw recordings in proportion to their duration."""
     sample_on_weight: bool = True
@@ -162,10 +163,12 @@ class SoundDataset:
         self, rng: np.random.Generator, epoch: int, index: int, attempt: int
     ) -> tuple[AudioMeta, float]:
         """The recording and the seconds to skip."""
-        if self._whole and (attempt > 0 or not self.config.shuffle):
+        if self._sampler.permutation and (attempt > 0 or not self.config.shuffle):
             # the next one stands in for one that cannot be used
-            return self.manifest[(index + attempt) % len(self)], 0.0
-        meta = self.manifest[self._sampler.draw(rng, epoch * len(self) + index, attempt > 0)]
+            file = (index + attempt) % len(self.manifest)
+        else:
+            file = self._sampler.draw(rng, epoch * len(self) + index)
+        meta = self.manifest[file]
         if self._whole:
             return meta, 0.0
         segment = self.config.segment_duration * self.config.min_segment_ratio

@@ -21,7 +21,7 @@ from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.training.data.batch import Skipped
 from audiogen_fast.training.data.cache import TokenCache
 from audiogen_fast.training.data.manifest import Manifest
-from audiogen_fast.training.data.shards import INDEX, Index, pack, read_index, write_shard
+from audiogen_fast.training.data.shards import Index, is_cache, pack, read_index, write_shard
 from audiogen_fast.training.data.text_encoders import TextEncoder, fingerprint
 from audiogen_fast.training.data.windows import EncodeConfig, Window, Windows
 
@@ -126,7 +126,7 @@ def _settings(
 
 def _open(folder: Path, new: Index) -> Index:
     """The index of what is there, or the new one, written."""
-    if (folder / INDEX).is_file():
+    if is_cache(folder):
         found = read_index(folder)
         for name, ours in new.settings.items():
             check(

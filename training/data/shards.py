@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from audiogen_fast.errors import DataError, InvalidInputError
+from audiogen_fast.errors import DataError, check
 from audiogen_fast.files import write_atomically
 
 FORMAT = "audiogen_fast tokens"
@@ -55,6 +55,11 @@ class Index:
         write_atomically(folder / INDEX, text.encode(), sync=True)
 
 
+def is_cache(folder: str | Path) -> bool:
+    """Whether a folder is a cache, damaged or not, rather than one with a manifest."""
+    return Path(folder, INDEX).is_file()
+
+
 def read_index(folder: str | Path) -> Index:
     """The index of a cache.
 
@@ -63,8 +68,7 @@ def read_index(folder: str | Path) -> Index:
         DataError: the index is damaged, or of another version.
     """
     path = Path(folder, INDEX)
-    if not path.is_file():
-        raise InvalidInputError(f"cache: {folder} has no {INDEX}; `audiogen-fast encode` makes one")
+    check(is_cache(folder), f"cache: {folder} has no {INDEX}; `audiogen-fast encode` makes one")
     try:
         stored = json.loads(path.read_bytes())
         content = stored["index"]
