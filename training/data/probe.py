@@ -145,9 +145,9 @@ def _decode(source: str | BytesIO) -> tuple[float, int, float]:
     with open_audio(source) as file:
         while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)) > 0:
             frames += len(block)
-            peak = max(peak, float(np.abs(block).max()))
-            if not np.isfinite(peak):
+            if not np.isfinite(block).all():
                 raise DataError("has NaN or infinite samples")
+            peak = max(peak, float(np.abs(block).max()))
         if frames < file.frames:
             raise DataError(f"ends after {frames} of the {file.frames} frames of its header")
         return frames / file.samplerate, file.samplerate, peak

@@ -43,8 +43,8 @@ def seen(batches, count=None):
     ]
 
 
-@settings(max_examples=25, deadline=None)
-@given(batch=st.sampled_from([2, 4, 5, 23]), before=st.integers(0, 13), drop_last=st.booleans())
+@settings(max_examples=15, deadline=None)
+@given(batch=st.sampled_from([2, 3, 7]), before=st.integers(0, 13), drop_last=st.booleans())
 def test_a_run_that_resumes_sees_what_it_would_have_seen(data, batch, before, drop_last):
     whole = Loader(data, batch, drop_last=drop_last)
     expected = seen(whole.forever(), before + 5)
