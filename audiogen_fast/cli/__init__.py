@@ -21,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process by default) and return its exit status."""
     args = build_parser().parse_args(argv)
     try:
+        if args.command == "train":
+            from audiogen_fast.cli.train import train
+
+            return train(args)
         report = _run(args)
         if args.json:
             print(json.dumps(report, indent=2))
@@ -50,6 +54,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         from audiogen_fast.cli.convert import convert
 
         return convert(args)
+    if args.command == "export":
+        from audiogen_fast.cli.train import export
+
+        return export(args)
     if args.command == "manifest":
         from audiogen_fast.cli.make_manifest import make_manifest
 

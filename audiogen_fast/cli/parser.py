@@ -22,6 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_manifest(commands)
     _add_encode(commands)
+    _add_train(commands)
+    _add_export(commands)
     env = commands.add_parser("env", help="report versions, devices and backends")
     _add_common(env)
     return parser
@@ -186,6 +188,48 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
     encode.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA where there is one)")
     _add_source_options(encode)
     _add_common(encode)
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    from audiogen_fast.training.train import add_arguments
+
+    train = commands.add_parser(
+        "train",
+        help="train a language model or a codec",
+        description="Train in one process, from the newest checkpoint of the run if there is one. "
+        "On several GPUs: torchrun --nproc_per_node=N -m audiogen_fast.training.train RECIPE.",
+    )
+    add_arguments(train)
+    _add_common(train)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write the models of a training run for use",
+        description="Write the models of a training run as a folder that AudioGen.get_pretrained "
+        "loads.",
+    )
+    export.add_argument("run", help="folder of the run")
+    export.add_argument("destination", help="folder to write to")
+    export.add_argument(
+        "--format",
+        choices=("audiogen_fast", "audiocraft"),
+        default="audiogen_fast",
+        help="audiocraft: the files that audiocraft loads too (default audiogen_fast)",
+    )
+    export.add_argument(
+        "--step", metavar="N", help="number of the update, or best (default: the newest)"
+    )
+    export.add_argument(
+        "--weights",
+        choices=("ema", "last"),
+        default="ema",
+        help="the moving average (default) or the last weights",
+    )
+    export.add_argument("--codec", help="checkpoint of the codec (default: the run's)")
+    export.add_argument("--adapter", action="store_true", help="only the LoRA adapters")
+    _add_common(export)
 
 
 def _add_sound_options(parser: argparse.ArgumentParser) -> None:
