@@ -50,7 +50,7 @@ def _join(where: str, name: str) -> str:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
-        return value
+        return None if value == "none" else value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where)
     if origin is Literal:

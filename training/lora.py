@@ -1,8 +1,8 @@
 """Low-rank adapters of the transformer's weights (Hu et al. 2021, section 4.1).
 
 A weight W becomes `W + (alpha / rank) B A` with A `[rank, in]` and B `[out, rank]`; only A and B
-are trained. B starts at 0, so a new adapter changes nothing. As the sum is made before the weight is
-used, every way to compute with a weight stays the same.
+are trained. B starts at 0, so a new adapter changes nothing. As the sum is made before the weight
+is used, every way to compute with a weight stays the same.
 """
 
 import json

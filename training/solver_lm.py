@@ -9,6 +9,7 @@ from audiogen_fast.errors import check
 from audiogen_fast.training import cfg_dropout, lm_loss, lora, parallel
 from audiogen_fast.training.config_lm import LMConfig
 from audiogen_fast.training.data import Batch, Loader
+from audiogen_fast.training.dry_run import dry_run
 from audiogen_fast.training.ema import ModuleEMA
 from audiogen_fast.training.lm_build import build_codec, build_lm, check_codec
 from audiogen_fast.training.lm_samples import Samples, due
@@ -58,6 +59,10 @@ class LMSolver(Solver):
             self.averages["model"] = ModuleEMA(lm, config.optim.ema.decay)
         self.schedules["lr"] = Schedule(self.optimizer, config.schedule, config.optim.total_updates)
         self.make_loaders()
+
+    @classmethod
+    def dry_run(cls, config: LMConfig, world_size: int) -> dict[str, str]:
+        return dry_run(config, world_size)
 
     def make_loaders(self) -> None:
         """Loaders of the training and the validation data."""

@@ -93,7 +93,7 @@ class GoldenSolver(LMSolver):
             SoundInfo(str(i), "", text, 0.0, 1, 1, 16000, 1, 1.0) for i, text in enumerate(texts)
         ]
         self.loader = OneBatch(Batch(infos, codes=self.tensors["lm.codes"].long()))
-        self.valid_loader = self.loader
+        self.valid_loader, self.evaluate_loader, self.samples = self.loader, None, None
 
 
 @pytest.fixture
