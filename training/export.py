@@ -103,7 +103,7 @@ def load_run(
     prefix = {"ema": "ema_model", "last": "model"}[kind]
     state = lm.state_dict()
     if adapters.rank:
-        state = {name: t for name, t in state.items() if _is_adapter(name)}
+        state = {name: t for name, t in state.items() if lora.is_adapter(name)}
     read_tensors(path, {f"{prefix}.{name}": tensor for name, tensor in state.items()})
     return config, lm.eval(), step, kind
 
@@ -164,10 +164,6 @@ def plain(lm: LMModel, config: LMConfig) -> LMModel:
         for name in list(getattr(module, "parametrizations", {})):
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     return lm
-
-
-def _is_adapter(name: str) -> bool:
-    return "parametrizations." in name and ".0." in name
 
 
 def _write_original(output: Path, lm: LMModel, codec: CompressionModel) -> None:

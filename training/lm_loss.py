@@ -17,7 +17,6 @@ from audiogen_fast.modules.conditioners import (
     ConditioningProvider,
     ConditionTensors,
 )
-from audiogen_fast.training.losses import codebook_cross_entropy
 
 Inputs = dict[str, dict[str, Tensor]]
 """By attribute: tensors `[B, L, ...]`, of tokens or (`vectors`, `mask`) of encoded text."""
@@ -31,30 +30,31 @@ class LMLoss(nn.Module):
         self.lm = lm
 
     def forward(
-        self, codes: Tensor, inputs: Inputs, valid: Tensor | None = None
+        self,
+        codes: Tensor,
+        inputs: Inputs,
+        valid: Tensor | None = None,
+        divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy `[K]` in nats over the valid places, and their number `[K]`.
+        """Loss, and cross entropy of each codebook `[K]` in nats; see `LMModel.compute_loss`.
 
         Args:
             codes: int64 `[B, K, T]`; the special token where `valid` is False.
             inputs: see `Inputs`.
             valid: bool `[B, T]`, frames that count; None for all.
+            divisors: float `[K]`, what each codebook's sum is divided by; None for its own count.
         """
         conditions = encode(self.lm.condition_provider, inputs)
-        output = self.lm.compute_predictions(codes, [], conditions)
-        mask = output.mask if valid is None else output.mask & valid[:, None]
-        _, per_codebook = codebook_cross_entropy(output.logits, codes, mask)
-        return per_codebook, mask.sum(dim=(0, 2))
+        return self.lm.compute_loss(codes, [], conditions, valid, divisors)
 
 
 def valid_counts(lm: LMModel, codes: Tensor, valid: Tensor | None = None) -> Tensor:
-    """What `LMLoss` divides by, int64 `[K]`, from the pattern alone."""
+    """Places of each codebook that count, int64 `[K]`, from the pattern alone."""
     pattern = lm.pattern_provider.get_pattern(codes.shape[-1])
-    logits = codes.new_zeros(1, 1, lm.n_q, pattern.num_sequence_steps + 1, dtype=torch.float32)
-    *_, mask = pattern.revert_pattern_logits(
-        logits[..., : len(pattern.valid_layout)], 0.0, keep_only_valid_steps=True
-    )
-    mask = mask.to(codes.device).expand(len(codes), -1, -1)
+    steps = len(pattern.valid_layout)
+    logits = torch.zeros(1, 1, lm.n_q, steps, device=codes.device)
+    *_, mask = pattern.revert_pattern_logits(logits, 0.0, keep_only_valid_steps=True)
+    mask = mask.expand(len(codes), -1, -1)
     return (mask if valid is None else mask & valid[:, None]).sum(dim=(0, 2))
 
 

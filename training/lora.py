@@ -7,6 +7,7 @@ is used, every way to compute with a weight stays the same.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from audiogen_fast.models.lm import LMModel
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 FORMAT = "audiogen_fast adapter"
+_NAME = re.compile(r"\.parametrizations\.(\w+)\.0\.([AB])$")
 
 
 class Adapter(nn.Module):
@@ -74,6 +76,11 @@ def add_adapters(lm: LMModel, rank: int, alpha: float, targets: Sequence[str]) -
     return names
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a tensor of that name belongs to an adapter."""
+    return _NAME.search(name) is not None
+
+
 def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """A state with the adapters added into the weights, under the names of a model without."""
     plain: dict[str, Tensor] = {}
@@ -96,9 +103,8 @@ def save_adapter(
 
     tensors = {}
     for name, tensor in state.items():
-        if ".0." in name and "parametrizations." in name:
-            short = name.replace("parametrizations.", "").replace(".0.", ".")
-            tensors[short] = tensor.detach().cpu().contiguous()
+        if is_adapter(name):
+            tensors[_NAME.sub(r".\1.\2", name)] = tensor.detach().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     about = {"format": FORMAT, "rank": rank, "alpha": alpha, "base": base}
     write_atomically(folder / WEIGHTS, save(tensors, {"format": "pt"}))

@@ -88,13 +88,15 @@ class LMSolver(Solver):
         for index in range(n_parts):
             part = slice(index * size, (index + 1) * size)
             with self._sync(index == n_parts - 1), self._autocast():
-                per_codebook, counts = self.module(
-                    codes[part], lm_loss.rows(inputs, part), None if valid is None else valid[part]
+                # DDP and FSDP take the mean of the processes' gradients; this makes it a sum.
+                loss, per_codebook = self.module(
+                    codes[part],
+                    lm_loss.rows(inputs, part),
+                    None if valid is None else valid[part],
+                    total.clamp(min=1) / self.ranks.world_size,
                 )
-                # The mean over processes that DDP and FSDP take of gradients becomes a sum.
-                share = per_codebook * (counts * self.ranks.world_size / total.clamp(min=1))
-                (share.mean() * self.scaler.scale).backward()
-            ce += share.detach()
+                (loss * self.scaler.scale).backward()
+            ce += per_codebook
         return self._step(batch, codes, ce)
 
     def _step(self, batch: Batch, codes: Tensor, ce: Tensor) -> Update:
@@ -206,8 +208,10 @@ class LMSolver(Solver):
             frames = counted.unsqueeze(1).expand(-1, codes.shape[-1])
             valid = frames if valid is None else valid & frames
             with self._autocast():
-                ce, counts = self.module(codes, self._inputs(batch), valid)
-            sums += torch.stack([ce.double() * counts, counts.double()])
+                ones = torch.ones(self.lm.n_q, device=codes.device)
+                _, ce = self.module(codes, self._inputs(batch), valid, ones)
+            counts = lm_loss.valid_counts(self.lm, codes, valid)
+            sums += torch.stack([ce.double(), counts.double()])
         self.module.train()
         total, counts = self.ranks.sum(sums)
         ce = (total / counts.clamp(min=1)).tolist()

@@ -20,7 +20,7 @@ from audiogen_fast.modules.conditioners import (
 )
 from audiogen_fast.modules.norm import create_norm_fn, linear
 from audiogen_fast.modules.transformer import StreamingTransformer
-from audiogen_fast.ops import reference
+from audiogen_fast.ops import autograd, reference
 
 
 @dataclass
@@ -111,7 +111,8 @@ class LMModel(nn.Module):
 
     def embed(self, sequence: Tensor) -> Tensor:
         """Summed embeddings `[B, S, D]` of a sequence `[B, K, S]`."""
-        return reference.codebook_embedding(sequence, [table.weight for table in self.emb])
+        embed = autograd if torch.is_grad_enabled() else reference
+        return embed.codebook_embedding(sequence, [table.weight for table in self.emb])
 
     def heads(self, hidden: Tensor) -> Tensor:
         """Logits `[B, K, S, card]` of the transformer's output `[B, S, D]`."""
@@ -129,16 +130,21 @@ class LMModel(nn.Module):
         conditions: list[ConditioningAttributes],
         condition_tensors: ConditionTensors | None = None,
         stage: int = -1,
-    ) -> Tensor:
-        """Logits of a whole interleaved sequence.
+        targets: Tensor | None = None,
+        divisors: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of a whole interleaved sequence, or their cross entropy.
 
         Args:
             sequence: int64 `[B, K, S]` with the special token in empty places.
             conditions: one per row; empty when `condition_tensors` is given.
             condition_tensors: the same, already encoded.
             stage: ignored; part of the original's signature.
+            targets, divisors: see `ops.autograd.codebook_cross_entropy`. With targets the logits
+                are never in memory as a whole. Here, and not in `compute_loss`, because DDP and
+                FSDP act around the forward pass.
         Returns:
-            `[B, K, S, card]`.
+            `[B, K, S, card]`; with `targets` the loss and the cross entropy of each codebook.
         """
         B, K, S = sequence.shape
         check(K == self.n_q, f"sequence must have K={self.n_q} codebooks, got {K}")
@@ -157,7 +163,14 @@ class LMModel(nn.Module):
         cross = self.fuser.cross_input(condition_tensors)
         hidden = self.transformer(x, None if cross is None else cross[0])
         # Predictions of a prepended condition are of no use.
-        return self.heads(hidden[:, -S:])
+        hidden = hidden[:, -S:]
+        if targets is None:
+            return self.heads(hidden)
+        if self.out_norm is not None:
+            hidden = self.out_norm(hidden)
+        weights = [head.weight for head in self.linears]
+        biases = [head.bias for head in self.linears if head.bias is not None]
+        return autograd.codebook_cross_entropy(hidden, weights, biases, targets, divisors)
 
     def compute_predictions(
         self,
@@ -181,6 +194,41 @@ class LMModel(nn.Module):
             logits.permute(0, 3, 1, 2), float("nan"), keep_only_valid_steps
         )
         return LMOutput(logits.permute(0, 2, 3, 1), mask.expand(codes.shape[0], -1, -1))
+
+    def compute_loss(
+        self,
+        codes: Tensor,
+        conditions: list[ConditioningAttributes],
+        condition_tensors: ConditionTensors | None = None,
+        valid: Tensor | None = None,
+        divisors: Tensor | None = None,
+        keep_only_valid_steps: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher-forced cross entropy of codes `[B, K, T]` (int64), without all their logits.
+
+        The same as the cross entropy of `compute_predictions`' logits where its mask is true,
+        in a fraction of the memory.
+
+        Args:
+            valid: bool `[B, T]`, frames that count; None for all. Codes of the others may be the
+                special token.
+            divisors: float `[K]`, what to divide each codebook's sum by; None for its own number
+                of places. Parts of a batch pass those of the whole.
+        Returns:
+            The mean over the codebooks, a scalar, and each one's cross entropy `[K]` in nats,
+            without a gradient.
+        """
+        pattern = self.pattern_provider.get_pattern(codes.shape[-1])
+        special = self.special_token_id
+        sequence, _, _ = pattern.build_pattern_sequence(codes, special, keep_only_valid_steps)
+        wanted = sequence
+        if valid is not None:
+            wanted = torch.where(valid.unsqueeze(1), codes, special)
+            wanted, _, _ = pattern.build_pattern_sequence(wanted, special, keep_only_valid_steps)
+        # Each step predicts the codes of the next one.
+        targets = torch.full_like(wanted, -1)
+        targets[:, :, :-1] = torch.where(wanted == special, -1, wanted)[:, :, 1:]
+        return self(sequence, conditions, condition_tensors, targets=targets, divisors=divisors)
 
     def generate(
         self,

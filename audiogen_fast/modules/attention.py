@@ -1,5 +1,7 @@
 """Self-attention with a static cache, and cross-attention with keys and values made once."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +10,19 @@ from audiogen_fast.errors import check
 from audiogen_fast.modules.kv_cache import KVCache
 from audiogen_fast.modules.norm import LayerNorm, linear
 from audiogen_fast.modules.rope import RotaryEmbedding
+from audiogen_fast.ops.autograd import cross_attention
+
+
+class CrossSource(NamedTuple):
+    """What cross-attention attends to, before its projection.
+
+    `vectors` `[B, L, D]`; of each row, all but the first `lengths` (int64 `[B]`) have keys and
+    values that are zero, and `n_pad` (int64 `[B]`) is their number.
+    """
+
+    vectors: Tensor
+    lengths: Tensor
+    n_pad: Tensor
 
 
 class StreamingMultiheadAttention(nn.Module):
@@ -142,18 +157,41 @@ class StreamingMultiheadAttention(nn.Module):
             k = self.k_layer_norm(k).to(v.dtype)
         return self._heads(k), self._heads(v)
 
+    def measure_source(self, vectors: Tensor) -> CrossSource:
+        """The source with its lengths, without waiting for the device.
+
+        Only without a bias has a zero vector a zero key and value.
+        """
+        B, L, _ = vectors.shape
+        slots = torch.arange(1, L + 1, device=vectors.device)
+        if self.in_proj_bias is None and self.k_layer_norm is None and L > 0:
+            lengths = torch.where((vectors != 0).any(dim=-1), slots, 0).amax(dim=1)
+        else:
+            lengths = torch.full([B], L, device=vectors.device)
+        return CrossSource(vectors, lengths, L - lengths)
+
+    def attend_source(self, x: Tensor, source: CrossSource) -> Tensor:
+        """Cross-attention of `x` `[B, T, D]`, with the fused op where it does the same."""
+        kv = self.project_kv(source.vectors)
+        if self.attention_as_float32 or (self.training and self.dropout):
+            return self.attend(x, kv)
+        out = cross_attention(self._query(x, kv[0].dtype), *kv, source.lengths, source.n_pad)
+        return linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
+
     def attend(self, x: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
         """Cross-attention of `x` `[B, T, D]` over `project_kv`'s result.
 
         `mask` is a boolean `[B, L]` of the slots to attend to; None for all of them.
         """
-        D = self.embed_dim
-        bias = self.in_proj_bias
+        mask = None if mask is None else mask[:, None, None, :]
+        return self._attend(self._query(x, kv[0].dtype), kv[0], kv[1], mask, False, x)
+
+    def _query(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        D, bias = self.embed_dim, self.in_proj_bias
         q = linear(x, self.in_proj_weight[:D], None if bias is None else bias[:D])
         if self.q_layer_norm is not None:
-            q = self.q_layer_norm(q).to(kv[0].dtype)
-        mask = None if mask is None else mask[:, None, None, :]
-        return self._attend(self._heads(q), kv[0], kv[1], mask, False, x)
+            q = self.q_layer_norm(q).to(dtype)
+        return self._heads(q)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

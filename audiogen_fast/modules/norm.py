@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
-from audiogen_fast.ops import reference
+from audiogen_fast.ops import autograd, reference
 from audiogen_fast.ops.dispatch import fast_paths_enabled
 
 
@@ -55,6 +55,14 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return reference.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+def add_norm(x: Tensor, residual: Tensor, norm: LayerNorm, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`norm(x + residual)`, in the dtype in which a product with `weight` runs, and the sum."""
+    kind, dtype = x.device.type, weight.dtype
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    return autograd.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps, dtype)
 
 
 class LayerScale(nn.Module):

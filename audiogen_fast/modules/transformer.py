@@ -4,15 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from audiogen_fast.errors import check
 from audiogen_fast.modules.activations import GatedLinearUnit, get_activation_fn
-from audiogen_fast.modules.attention import StreamingMultiheadAttention
+from audiogen_fast.modules.attention import CrossSource, StreamingMultiheadAttention
 from audiogen_fast.modules.kv_cache import KVCache
-from audiogen_fast.modules.norm import LayerScale, create_norm_fn, linear
+from audiogen_fast.modules.norm import LayerScale, add_norm, create_norm_fn, linear
 from audiogen_fast.modules.rope import RotaryEmbedding
+from audiogen_fast.ops import autograd
+from audiogen_fast.ops.autograd import uses_fast_path
 from audiogen_fast.ops.reference import sin_embedding
 
 
@@ -84,6 +87,7 @@ class StreamingTransformerLayer(nn.Module):
         hidden = dim_feedforward // 2 if gated else dim_feedforward
         self.linear1 = nn.Linear(d_model, dim_feedforward, bias=bias_ff, **options)
         self.linear2 = nn.Linear(hidden, d_model, bias=bias_ff, **options)
+        self._plain_gelu = self.activation is F.gelu and not bias_ff
         self.norm1 = create_norm_fn(norm, d_model, **options)
         self.norm2 = create_norm_fn(norm, d_model, **options)
         self.dropout = nn.Dropout(dropout)
@@ -107,18 +111,20 @@ class StreamingTransformerLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        cross: tuple[tuple[Tensor, Tensor], Tensor | None] | Tensor | None = None,
+        cross: tuple[tuple[Tensor, Tensor], Tensor | None] | CrossSource | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
         """One layer over `x` `[B, T, D]`.
 
-        `cross` is this layer's ((keys, values), mask), or the source `[B, L, D]` to make them of:
-        in here, because a sharded layer has its weights in its forward pass only.
+        `cross` is this layer's ((keys, values), mask), or the source to make them of: in here,
+        because a sharded layer has its weights in its forward pass only.
         """
+        if self.norm_first and cache is None and torch.is_grad_enabled() and uses_fast_path(x):
+            return self._forward_fused(x, cross)
         source = x
-        if isinstance(cross, Tensor):
-            cross = (self.cross_attention.project_kv(cross), None)
+        if isinstance(cross, CrossSource):
+            cross = (self.cross_attention.project_kv(cross.vectors), None)
         if self.norm_first:
             x = x + self._self_attention(self.norm1(x), cache, layer)
             if cross is not None:
@@ -129,6 +135,28 @@ class StreamingTransformerLayer(nn.Module):
             # In post-norm layers the query is the layer's input, as in the original.
             x = self.norm_cross(self._add_cross(x, None, source, cross))
         return self.norm2(x + self._feed_forward(x))
+
+    def _forward_fused(self, x: Tensor, cross) -> Tensor:
+        """The pre-norm layer with each residual add joined to the norm that follows it."""
+        branch = self._self_attention(self.norm1(x), None, 0)
+        if cross is not None:
+            normed, x = add_norm(branch, x, self.norm_cross, self.cross_attention.in_proj_weight)
+            branch = self._cross_branch(normed, cross)
+        normed, x = add_norm(branch, x, self.norm2, self.linear1.weight)
+        return x + self._feed_forward(normed)
+
+    def _cross_branch(self, query: Tensor, cross) -> Tensor:
+        attention = self.cross_attention
+        if isinstance(cross, CrossSource):
+            branch = attention.attend_source(query, cross)
+        elif cross[0][0].shape[0] == query.shape[0]:
+            branch = attention.attend(query, *cross)
+        else:  # rows past those with text have no branch
+            rows = cross[0][0].shape[0]
+            branch = F.pad(
+                attention.attend(query[:rows], *cross), (0, 0, 0, 0, 0, len(query) - rows)
+            )
+        return _scaled(self.dropout(branch), self.layer_scale_cross)
 
     def _self_attention(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
         return _scaled(self.dropout(self.self_attn(x, cache, layer)), self.layer_scale_1)
@@ -147,6 +175,10 @@ class StreamingTransformerLayer(nn.Module):
         return torch.cat([x[:rows] + branch, x[rows:]])
 
     def _feed_forward(self, x: Tensor) -> Tensor:
+        if self._plain_gelu and torch.is_grad_enabled() and not (self.training and self.dropout.p):
+            return _scaled(
+                autograd.mlp(x, self.linear1.weight, self.linear2.weight), self.layer_scale_2
+            )
         hidden = self.activation(linear(x, self.linear1.weight, self.linear1.bias))
         out = linear(self.dropout(hidden), self.linear2.weight, self.linear2.bias)
         return _scaled(self.dropout(out), self.layer_scale_2)
@@ -278,12 +310,15 @@ class StreamingTransformer(nn.Module):
             positions = torch.arange(T, device=x.device) if cache is None else cache.positions(T)
             embedding = sin_embedding(positions, x.shape[-1], self.max_period, x.dtype)
             x = x + self.positional_scale * embedding
+        source = None
+        if cross_attention_src is not None:
+            source = self.layers[0].cross_attention.measure_source(cross_attention_src)
         for index, layer in enumerate(self.layers):
             layer_cross = None
             if cross is not None:
                 layer_cross = (cross.kv[index], cross.mask)
             elif cross_attention_src is not None:
-                layer_cross = cross_attention_src
+                layer_cross = source
             if self.checkpointing != "none" and self.training and cache is None:
                 x = checkpoint(layer, x, layer_cross, use_reentrant=False)
             else:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from audiogen_fast._backend import backend
-from audiogen_fast.ops import native, reference
+from audiogen_fast.ops import cuda, native, reference
 
 
 def fast_paths_enabled() -> bool:
@@ -42,6 +42,9 @@ def philox_exponential(
 def rvq_decode(codes: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
     """See `reference.rvq_decode`. Differentiable inputs always take the reference."""
     first = codebooks[0]
+    if first.device.type == "cuda" and fast_paths_enabled():
+        if not first.requires_grad and first.dtype != torch.float64:
+            return cuda.rvq_decode(codes, codebooks)
     fast = first.device.type == "cpu" and first.dtype == torch.float32 and not first.requires_grad
     if fast and _use_native():
         return native.rvq_decode(codes, codebooks)

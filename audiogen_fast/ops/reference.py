@@ -63,6 +63,43 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
 
 
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Residual add, then layer norm over the last dimension: the pre-norm block's join.
+
+    Args:
+        x: `[..., N]`, the branch.
+        residual: `[..., N]`, the residual stream.
+        weight, bias: `[N]`; the bias may be None.
+        out_dtype: dtype of the normalised result, computed in at least float32 and rounded once;
+            None for float32 (float64 for float64 input).
+    Returns:
+        The normalised sum, and the sum in the dtype of `residual`, both `[..., N]`.
+    """
+    total = (_widen(x) + _widen(residual)).to(residual.dtype)
+    normed = layer_norm(total, weight, bias, eps)
+    return (normed if out_dtype is None else normed.to(out_dtype)), total
+
+
+def mlp(x: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
+    """Feed-forward block without biases: `gelu(x @ weight1.T) @ weight2.T`, GELU exact by erf.
+
+    Args:
+        x: `[..., D]`.
+        weight1, weight2: `[F, D]` and `[D, F]`; the products run in their dtype.
+    Returns:
+        `[..., D]` in the dtype of the weights.
+    """
+    hidden = torch.nn.functional.linear(x.to(weight1.dtype), weight1)
+    return torch.nn.functional.linear(torch.nn.functional.gelu(hidden), weight2)
+
+
 def cross_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, n_pad: Tensor) -> Tensor:
     """Attention over short text, where `n_pad` zero slots dilute the softmax.
 
@@ -89,6 +126,45 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, n_pad: Ten
     values = _widen(v).masked_fill(~real.transpose(-1, -2), 0.0)
     out = weights @ values
     return out.to(q.dtype)
+
+
+def codebook_cross_entropy(
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    targets: Tensor,
+    divisors: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output heads and cross entropy: each codebook over its own targets, then their mean.
+
+    With the delay pattern (arXiv 2306.05284, section 2.2) the codebooks have different numbers of
+    targets; averaging each over its own count weighs them equally. A codebook without a target
+    counts as zero.
+
+    Args:
+        hidden: `[B, S, D]`.
+        weights: K tensors `[card, D]`; the products run in their dtype.
+        biases: K tensors `[card]`, or nothing.
+        targets: int64 `[B, K, S]` in [0, card); a negative one is left out.
+        divisors: float `[K]`, each positive, what to divide each codebook's sum by; None for its
+            own number of targets. A part of a batch passes those of the whole.
+    Returns:
+        The loss, a scalar, and the cross entropy of each codebook `[K]`, in nats, float32
+        (float64 for float64 weights).
+    """
+    biases = biases or [None] * len(weights)
+    heads = zip(weights, biases, strict=True)
+    logits = [torch.nn.functional.linear(hidden.to(w.dtype), w, b) for w, b in heads]
+    entropy = torch.nn.functional.cross_entropy(
+        _widen(torch.stack(logits, dim=1)).flatten(0, 2),
+        torch.where(targets < 0, -100, targets).flatten(),
+        reduction="none",
+        ignore_index=-100,
+    ).view(targets.shape)
+    if divisors is None:
+        divisors = (targets >= 0).sum(dim=(0, 2)).clamp(min=1)
+    per_codebook = entropy.sum(dim=(0, 2)) / divisors
+    return per_codebook.mean(), per_codebook
 
 
 def rvq_decode(codes: Tensor, codebooks: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,9 @@
 out[b, s] = sum_k tables[k, codes[b, k, s]]  (k = 0 first)  +  PE(positions[b, s])
 PE(p) = [cos(p / w_0) ... cos(p / w_{h-1}), sin(p / w_0) ... sin(p / w_{h-1})],  h = D / 2,
 w_i = max_period ** (i / (h - 1))
+
+The backward pass adds up, in float32, the gradients of all places where a row was looked up:
+d(tables)[k, r] = sum over codes[b, k, s] = r of d(out)[b, s]
 """
 
 import functools
@@ -69,6 +72,61 @@ def codebook_embedding_kernel(
     tl.store(out_ptr + token * D + cols, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit(do_not_specialize=_VARYING)
+def codebook_embedding_backward_kernel(
+    grad_ptr,  # [B, S, D], contiguous
+    codes_ptr,  # [B, K, S], any strides
+    grad_tables_ptr,  # [K, ROWS, D] float32, zero
+    S,
+    ROWS,
+    D,
+    codes_stride_b,
+    codes_stride_k,
+    codes_stride_s,
+    K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """grad_tables[k, codes[b, k, s], cols] += grad[b, s, cols], atomically, for every k"""
+    token = tl.program_id(0).to(tl.int64)
+    b, s = token // S, token % S
+    cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    grad = tl.load(grad_ptr + token * D + cols, mask=cols < D, other=0.0).to(tl.float32)
+    for k in tl.static_range(K):
+        code = tl.load(codes_ptr + b * codes_stride_b + k * codes_stride_k + s * codes_stride_s)
+        code = code.to(tl.int64)
+        width = tl.where((code >= 0) & (code < ROWS), D, 0)  # a code outside the table adds nothing
+        place = (k * ROWS + code) * D + cols
+        tl.atomic_add(grad_tables_ptr + place, grad, mask=cols < width, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["TOKENS"])
+def codebook_embedding_sorted_backward_kernel(
+    grad_ptr,  # [TOKENS, D], contiguous
+    order_ptr,  # [K, TOKENS] int64: tokens by ascending code
+    starts_ptr,  # [K, ROWS + 1] int64: where each code begins in that order
+    grad_tables_ptr,  # [K, ROWS, D] float32
+    TOKENS,
+    ROWS,
+    D,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """grad_tables[k, r, cols] = sum of grad[token, cols] over r's tokens, in a fixed order"""
+    k, r = (tl.program_id(0) // ROWS).to(tl.int64), tl.program_id(0) % ROWS
+    cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    start_ptr = starts_ptr + k * (ROWS + 1) + r
+    first, last = tl.load(start_ptr).to(tl.int32), tl.load(start_ptr + 1).to(tl.int32)
+    total = tl.zeros([BLOCK_D], dtype=tl.float32)
+    for start in range(first, last, BLOCK_TOKENS):
+        index = start + tl.arange(0, BLOCK_TOKENS)
+        token = tl.load(order_ptr + k * TOKENS + index, mask=index < last, other=0)
+        mask = (index < last)[:, None] & (cols < D)[None, :]
+        grad = tl.load(grad_ptr + token[:, None] * D + cols[None, :], mask=mask, other=0.0)
+        total += tl.sum(grad.to(tl.float32), axis=0)
+    place = (k * ROWS + r) * D + cols
+    tl.store(grad_tables_ptr + place, total, mask=cols < D)
+
+
 def codebook_embedding(
     codes: Tensor,
     tables: Tensor,
@@ -121,6 +179,61 @@ def codebook_embedding(
             HAS_POSITIONS=positions is not None,
             BLOCK_D=block,
         )
+    return out
+
+
+def codebook_embedding_backward(
+    grad: Tensor, codes: Tensor, rows: int, deterministic: bool = False
+) -> Tensor:
+    """Gradient of the tables of `codebook_embedding`, added up in float32.
+
+    Args:
+        grad: float32, float16 or bfloat16 `[B, S, D]`, any strides.
+        codes: int64 or int32 `[B, K, S]`, any strides. A code outside the table adds nothing.
+        rows: entries of a table, card + 1.
+        deterministic: the same bits at every run, by sorting the codes first; otherwise additions
+            are atomic, which is faster and leaves their order open.
+    Returns:
+        float32 `[K, rows, D]`.
+    Raises:
+        ValueError: an argument of the wrong shape, dtype or device.
+    """
+    _require(codes.ndim == 3, f"codes must be [B, K, S], got the shape {tuple(codes.shape)}")
+    _require(codes.dtype in _CODE_DTYPES, f"codes must be int64 or int32, got {codes.dtype}")
+    batch, n_codebooks, steps = codes.shape
+    _require(
+        grad.ndim == 3 and grad.shape[:2] == (batch, steps),
+        f"grad must be [{batch}, {steps}, D], got the shape {tuple(grad.shape)}",
+    )
+    _require(grad.dtype in _FLOAT_DTYPES, f"grad must be a float dtype, got {grad.dtype}")
+    _require(
+        grad.device == codes.device,
+        f"grad must be on the device of codes, {codes.device}, got {grad.device}",
+    )
+    dim, grad = grad.shape[2], grad.contiguous()
+    make = torch.empty if deterministic else torch.zeros
+    out = make(n_codebooks, rows, dim, dtype=torch.float32, device=grad.device)
+    if out.numel() == 0:
+        return out
+    block = min(triton.next_power_of_2(dim), 512)
+    blocks = triton.cdiv(dim, block)
+    with torch.cuda.device_of(grad):
+        if deterministic:
+            flat = codes.transpose(0, 1).reshape(n_codebooks, -1)
+            ordered, order = torch.sort(flat, dim=1, stable=True)
+            bounds = torch.arange(rows + 1, device=codes.device, dtype=codes.dtype)
+            starts = torch.searchsorted(ordered, bounds.repeat(n_codebooks, 1))
+            codebook_embedding_sorted_backward_kernel[(n_codebooks * rows, blocks)](
+                *(grad, order, starts, out, flat.shape[1], rows, dim),
+                BLOCK_TOKENS=8,
+                BLOCK_D=block,
+            )
+        elif grad.numel() > 0:
+            codebook_embedding_backward_kernel[(batch * steps, blocks)](
+                *(grad, codes, out, steps, rows, dim, *codes.stride()),
+                K=n_codebooks,
+                BLOCK_D=block,
+            )
     return out
 
 
