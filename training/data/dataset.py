@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from audiogen_fast.data.audio import audio_read
-from audiogen_fast.data.audio_utils import convert_audio
+from audiogen_fast.data.audio_utils import convert_audio, convert_audio_channels
 from audiogen_fast.errors import AudioGenFastError, DataError, InvalidInputError, check
 from audiogen_fast.training.data.batch import Batch, Item, Skipped, SoundInfo, collate
 from audiogen_fast.training.data.captions import Captions
@@ -222,6 +222,8 @@ class SoundDataset:
             raise DataError(f"ends before the {meta.duration} s of the manifest")
         if not wav.isfinite().all():
             raise DataError("has NaN or infinite samples")
+        if config.channels == 1:  # the same before resampling, in half the time
+            wav = convert_audio_channels(wav, 1)
         wav = convert_audio(wav, rate, config.sample_rate, config.channels)[..., :target]
         if wav.shape[-1] == 0:
             raise DataError(f"shorter than one frame at {config.sample_rate} Hz")

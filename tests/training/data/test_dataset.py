@@ -148,7 +148,8 @@ def test_rate_and_channels_are_converted(recordings, tmp_path):
     item = data.read(0, 3)
     part, rate = audio_read(tmp_path / "a.wav", item.info.seek_time, 0.5)
     expected = convert_audio(part, rate, RATE, 1)[:, :8000]
-    assert rate == 22_050 and torch.equal(item.wav[:, : expected.shape[1]], expected)
+    assert rate == 22_050 and item.info.n_frames == expected.shape[1]
+    assert torch.allclose(item.wav[:, : expected.shape[1]], expected, atol=1e-6)
     assert item.wav.shape == (1, 8000)
     assert dataset(manifest, channels=2).read(0, 0).wav.shape == (2, RATE)
 
