@@ -287,6 +287,9 @@ class CodecDatasetConfig(DatasetConfig):
 class CodecConfig(TrainConfig):
     """Training of an EnCodec."""
 
+    weight_init: Literal["torch", "keep_variance"] = "torch"
+    """Initial weights: those of torch as in the original, or ones that keep the strength of a
+    signal from layer to layer, with which the first minutes learn much more."""
     dataset: CodecDatasetConfig = field(default_factory=CodecDatasetConfig)
     encodec: EncodecConfig = field(default_factory=EncodecConfig)
     seanet: SEANetConfig = field(default_factory=SEANetConfig)
