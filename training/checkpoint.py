@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from audiogen_fast.errors import CheckpointError
 from audiogen_fast.training.dcp_files import Reader, Writer
@@ -186,8 +187,9 @@ def read_tensors(path: Path, tensors: dict[str, Tensor], with_one: bool = True) 
     try:
         with _quiet():
             dcp.load(tensors, storage_reader=Reader(path), no_dist=with_one)
-    except Exception as error:  # of several libraries, wrapped by torch
-        cause = " ".join(str(error).split())[:400]
+    # Of several libraries; what torch wraps them in is no Exception.
+    except (Exception, CheckpointException) as error:
+        cause = " ".join(str(error).split())[-400:]
         raise CheckpointError(
             f"{path}: does not fit the model of this configuration: {cause}"
         ) from error

@@ -15,6 +15,8 @@ def local(tensor: Tensor) -> Tensor:
 class ModuleEMA:
     """Unbiased exponential moving average of a module's floating point state.
 
+    Frozen parameters are their own average and are left out.
+
     With c the count, `c <- decay c + 1` and `ema <- ema + (value - ema) / c`: the first step
     copies, and every later one weighs the past as if the average had never had a start.
     """
@@ -25,7 +27,12 @@ class ModuleEMA:
 
     def _values(self) -> dict[str, Tensor]:
         state = self.module.state_dict(keep_vars=True)
-        return {name: value for name, value in state.items() if value.is_floating_point()}
+        return {
+            name: value
+            for name, value in state.items()
+            if value.is_floating_point()
+            and (value.requires_grad or not isinstance(value, nn.Parameter))
+        }
 
     @torch.no_grad()
     def step(self) -> None:

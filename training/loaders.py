@@ -10,6 +10,10 @@ from audiogen_fast.training.data import (
     Loader,
     MixingConfig,
     SoundDataset,
+    TokenCache,
+    TokenDataset,
+    TokenDatasetConfig,
+    is_cache,
     read_manifest,
 )
 from audiogen_fast.training.parallel import Ranks
@@ -49,7 +53,14 @@ def make_loader(
         f"dataset.batch_size must be a multiple of {parts} (processes times optim.accumulate), "
         f"got {batch_size} for {part}",
     )
-    manifest = read_manifest(_place(section.source), where=section.where)
+    source = _place(section.source)
+    if is_cache(source):
+        check(
+            section.aug_p == 0 and not section.where,
+            f"dataset.{part}: codes cannot be mixed or selected (aug_p, where) any more",
+        )
+        return _loader(config, part, ranks, _tokens(config, part, source))
+    manifest = read_manifest(source, where=section.where)
     options = DatasetConfig(
         segment_duration=segment_duration or dataset.segment_duration,
         num_samples=section.num_samples or len(manifest),
@@ -73,12 +84,42 @@ def make_loader(
             mix_min_overlap=section.mix_min_overlap,
         ),
     )
+    return _loader(config, part, ranks, SoundDataset(manifest, options))
+
+
+def _tokens(config: TrainConfig, part: str, source: str) -> TokenDataset:
+    dataset, section = config.dataset, getattr(config.dataset, part)
+    cache = TokenCache(source)
+    stored = float(cache.settings["config"]["segment_duration"])
+    wanted = dataset.segment_duration
+    check(
+        wanted <= stored,
+        f"dataset.segment_duration must be at most the {stored} s of the cache, got {wanted}",
+    )
+    shuffle = part == "train" and dataset.shuffle
+    drawn = dataset.sample_on_duration or dataset.sample_on_weight
+    options = TokenDatasetConfig(
+        num_samples=section.num_samples,
+        segment_duration=None if wanted == stored else wanted,
+        shuffle=shuffle,
+        shuffle_seed=dataset.shuffle_seed,
+        permutation_on_files=not (shuffle and drawn),
+        sample_on_duration=shuffle and dataset.sample_on_duration,
+        sample_on_weight=shuffle and dataset.sample_on_weight,
+    )
+    return TokenDataset(cache, options)
+
+
+def _loader(
+    config: TrainConfig, part: str, ranks: Ranks, samples: SoundDataset | TokenDataset
+) -> Loader:
+    training = part == "train"
     return Loader(
-        SoundDataset(manifest, options),
-        batch_size,
+        samples,
+        config.dataset.batch_of(part),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        num_workers=dataset.num_workers,
+        num_workers=config.dataset.num_workers,
         drop_last=training,
         pin_memory=ranks.device.type == "cuda",
         keep_workers=training,

@@ -25,13 +25,21 @@ class Part(Protocol):
 
 
 class ModulePart:
-    """Parameters and persistent buffers of a module, whole or sharded."""
+    """Parameters and persistent buffers of a module, whole or sharded.
 
-    def __init__(self, module: nn.Module):
-        self.module = module
+    Args:
+        trained_only: leave out frozen parameters, which come from somewhere else.
+    """
+
+    def __init__(self, module: nn.Module, trained_only: bool = False):
+        self.module, self.trained_only = module, trained_only
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: t.detach() for name, t in self.module.state_dict(keep_vars=True).items()}
+        return {
+            name: t.detach()
+            for name, t in self.module.state_dict(keep_vars=True).items()
+            if not self.trained_only or not isinstance(t, nn.Parameter) or t.requires_grad
+        }
 
     def values(self) -> None:
         return None

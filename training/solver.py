@@ -78,6 +78,7 @@ class Solver(ABC):
         self.loader: Any = None
         self.metrics: dict[str, float] = {}
         self.non_finite = 0
+        self.watchdog: Watchdog | None = None
         self._stop: int | None = None
         self._tell = tell or (lambda text: print(text, flush=True))
         self.generators = Generators()
@@ -131,6 +132,11 @@ class Solver(ABC):
         if self.ranks.is_main:
             self._tell(text)
 
+    def progress(self) -> None:
+        """Called between the parts of long stages, so that they do not count as hanging."""
+        if self.watchdog is not None:
+            self.watchdog.progress()
+
     @property
     def epoch(self) -> int:
         """The epoch that the next update belongs to, from 1 on."""
@@ -170,7 +176,7 @@ class Solver(ABC):
             write_atomically(self.folder / "config.toml", to_toml(config).encode())
         self.restore()
         with ExitStack() as stack:
-            watchdog = stack.enter_context(Watchdog(config.safety.timeout, self.ranks.rank))
+            self.watchdog = stack.enter_context(Watchdog(config.safety.timeout, self.ranks.rank))
             stack.enter_context(self._signals())
             sinks = []
             if self.ranks.is_main:
@@ -186,7 +192,7 @@ class Solver(ABC):
                 waited = time.perf_counter() - began
                 update = self.update(batch)
                 self._finish_update(update)
-                watchdog.progress()
+                self.progress()
                 watch.update(self.step, update.metrics, update.tokens, update.seconds, waited)
                 ended = self.step % optim.updates_per_epoch == 0
                 if ended:
@@ -195,7 +201,7 @@ class Solver(ABC):
                 stop = self._agreed_stop()
                 if last or stop or self.step % config.checkpoint.every == 0:
                     self.save()
-                watchdog.progress()
+                self.progress()
                 watch.restart_clock()
                 if stop and not last:
                     self.tell(f"stopped by signal {stop} after update {self.step}, saved")

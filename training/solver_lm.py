@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from audiogen_fast.errors import check
-from audiogen_fast.training import cfg_dropout, lm_loss, parallel
+from audiogen_fast.training import cfg_dropout, lm_loss, lora, parallel
 from audiogen_fast.training.config_lm import LMConfig
-from audiogen_fast.training.data import Batch
+from audiogen_fast.training.data import Batch, Loader
 from audiogen_fast.training.ema import ModuleEMA
 from audiogen_fast.training.lm_build import build_codec, build_lm, check_codec
+from audiogen_fast.training.lm_samples import Samples, due
 from audiogen_fast.training.loaders import make_loader
 from audiogen_fast.training.optimizers import (
     LossScaler,
@@ -40,13 +41,16 @@ class LMSolver(Solver):
             check_codec(self.codec, lm, config)
         lm.to(ranks.device)
         self.lm = lm
+        adapters = config.lora
+        if adapters.rank:
+            lora.add_adapters(lm, adapters.rank, adapters.alpha, adapters.targets)
         self.loss = lm_loss.LMLoss(lm)
         self.module = parallel.spread(self.loss, lm.transformer.layers, config.parallel, ranks)
         self.optimizer = make_optimizer(lm_groups(lm), config.optim)
         fp16 = config.parallel.dtype == "float16"
         self.scaler = LossScaler(enabled=fp16)
         self.common = {
-            "model": ModulePart(lm),
+            "model": ModulePart(lm, trained_only=adapters.rank > 0),
             "optimizer": OptimizerPart(self.optimizer, {"": lm}),
             "scaler": ValuesPart(self.scaler),
         }
@@ -60,7 +64,13 @@ class LMSolver(Solver):
         names = tuple(name for name in self.lm.condition_provider.conditioners)
         self.loader = make_loader(self.config, "train", self.ranks, names)
         check(self.loader is not None, "dataset.train.source is missing: what to learn from")
-        self.valid_loader = make_loader(self.config, "valid", self.ranks, names)
+        self.valid_loader, self.evaluate_loader, generate = (
+            make_loader(self.config, part, self.ranks, names)
+            for part in ("valid", "evaluate", "generate")
+        )
+        self.samples = None
+        if generate is not None and self.codec is not None and self.config.generate.every:
+            self.samples = Samples(self.config, self.codec, generate, self.ranks)
 
     def update(self, batch: Batch) -> Update:
         codes, valid = self.codes_of(batch)
@@ -168,11 +178,23 @@ class LMSolver(Solver):
         return nullcontext()
 
     def validate(self) -> dict[str, float]:
-        if self.valid_loader is None:
-            return {}
+        return {} if self.valid_loader is None else self._measure(self.valid_loader)
+
+    def after_epoch(self, epoch: int) -> dict[str, dict[str, float]]:
+        config, metrics = self.config, {}
+        epochs = config.optim.epochs
+        if self.evaluate_loader is not None and due(config.evaluate.every, epoch, epochs):
+            metrics["evaluate"] = self._measure(self.evaluate_loader)
+        if self.samples is not None and due(config.generate.every, epoch, epochs):
+            metrics["generate"] = self.samples.write(self.lm, epoch, self.tell, self.progress)
+        return metrics
+
+    def _measure(self, loader: Loader) -> dict[str, float]:
+        """Cross entropy and perplexity of each codebook over all places of a data set."""
         sums = torch.zeros(2, self.lm.n_q, dtype=torch.float64, device=self.ranks.device)
         self.module.eval()
-        for batch in self.valid_loader:
+        for batch in loader:
+            self.progress()
             codes, valid = self.codes_of(batch)
             # Samples that only fill up the last batch do not count.
             counted = torch.arange(len(codes), device=codes.device) < len(codes) - batch.repeated

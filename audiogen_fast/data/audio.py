@@ -47,7 +47,7 @@ def audio_info(filepath: str | Path | BytesIO) -> AudioFileInfo:
         FileNotFoundError: no such file.
         AudioFileError: not an audio file, or of an unsupported format.
     """
-    with _opened(filepath) as file:
+    with open_audio(filepath) as file:
         return AudioFileInfo(file.samplerate, file.frames / file.samplerate, file.channels)
 
 
@@ -90,7 +90,7 @@ def _soundfile_read(
         f"seek_time must be finite and at least 0 seconds, got {seek_time}",
     )
     check(math.isfinite(duration), f"duration must be finite, got {duration}")
-    with _opened(filepath) as file:
+    with open_audio(filepath) as file:
         start = min(int(seek_time * file.samplerate), file.frames)
         stop = file.frames
         if duration > 0:
@@ -109,10 +109,12 @@ _av_read = _soundfile_read
 
 
 @contextmanager
-def _opened(filepath: str | Path | BytesIO) -> Iterator[soundfile.SoundFile]:
+def open_audio(filepath: str | Path | BytesIO) -> Iterator[soundfile.SoundFile]:
     """The file, open for reading; whatever libsndfile objects to becomes an `AudioFileError`."""
     contents = isinstance(filepath, BytesIO)
-    if not contents:
+    if contents:
+        filepath.seek(0)
+    else:
         with open(filepath, "rb"):
             pass  # raises FileNotFoundError, PermissionError or IsADirectoryError, with the name
     try:
@@ -123,9 +125,11 @@ def _opened(filepath: str | Path | BytesIO) -> Iterator[soundfile.SoundFile]:
                 raise soundfile.SoundFileError("its header does not say how long it is.")
             yield file
     except soundfile.SoundFileError as error:
-        name = "these contents" if contents else filepath
+        name, reason = filepath, error
+        if contents:  # libsndfile's message would have its address
+            name, reason = "these contents", getattr(error, "error_string", error)
         raise AudioFileError(
-            f"cannot read {name}: {error} Supported formats: wav, flac, ogg and mp3."
+            f"cannot read {name}: {reason} Supported formats: wav, flac, ogg and mp3."
         ) from error
 
 

@@ -107,12 +107,18 @@ class StreamingTransformerLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        cross: tuple[tuple[Tensor, Tensor], Tensor | None] | None = None,
+        cross: tuple[tuple[Tensor, Tensor], Tensor | None] | Tensor | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """One layer over `x` `[B, T, D]`; `cross` is this layer's ((keys, values), mask)."""
+        """One layer over `x` `[B, T, D]`.
+
+        `cross` is this layer's ((keys, values), mask), or the source `[B, L, D]` to make them of:
+        in here, because a sharded layer has its weights in its forward pass only.
+        """
         source = x
+        if isinstance(cross, Tensor):
+            cross = (self.cross_attention.project_kv(cross), None)
         if self.norm_first:
             x = x + self._self_attention(self.norm1(x), cache, layer)
             if cross is not None:
@@ -277,7 +283,7 @@ class StreamingTransformer(nn.Module):
             if cross is not None:
                 layer_cross = (cross.kv[index], cross.mask)
             elif cross_attention_src is not None:
-                layer_cross = (layer.cross_attention.project_kv(cross_attention_src), None)
+                layer_cross = cross_attention_src
             if self.checkpointing != "none" and self.training and cache is None:
                 x = checkpoint(layer, x, layer_cross, use_reentrant=False)
             else:

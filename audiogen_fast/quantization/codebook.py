@@ -3,12 +3,16 @@
 Learning follows van den Oord et al. 2017 (appendix A.1) and Zeghidour et al. 2021 (SoundStream).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_ALONE = ContextVar("alone", default=False)
 
 
 def sample_vectors(samples: Tensor, num: int) -> Tensor:
@@ -33,16 +37,30 @@ def kmeans(samples: Tensor, num_clusters: int, num_iters: int = 10) -> tuple[Ten
     return means, counts
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Codebooks learn from this rank's batches only, as if there were no process group."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _ALONE.get()
+
+
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give all ranks rank 0's values; does nothing outside a process group."""
-    if dist.is_available() and dist.is_initialized():
+    if _together():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def gather(rows: Tensor) -> Tensor:
     """The rows `[N, D]` of all ranks, in their order; each may have another number of them."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _together():
         return rows
     counts = [
         torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())
@@ -58,7 +76,7 @@ def gather(rows: Tensor) -> Tensor:
 
 def _sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     """Add up each tensor over all ranks, in place; does nothing outside a process group."""
-    if dist.is_available() and dist.is_initialized():
+    if _together():
         for tensor in tensors:
             dist.all_reduce(tensor)
 

@@ -19,7 +19,7 @@ class Captions:
 
     In this order: the manifest's own `description` or `caption`; the JSON that its `info_path`
     names; the JSON beside the recording, with the suffix `.json`; the one of that name in
-    `external_metadata_source`.
+    `external_metadata_source`; the text beside the recording, with the suffix `.txt`.
 
     Args:
         names: further attributes that every sample gets, None where a recording has none.
@@ -42,28 +42,32 @@ class Captions:
     def read(
         self, meta: AudioMeta, archives: Archives, rng: np.random.Generator
     ) -> tuple[str | None, dict[str, str | None]]:
-        """The description, one of them drawn by `rng` where there are several, and the attributes.
+        """The description and the attributes; `rng` draws one text where there are several.
 
         Raises:
             DataError: required and not there, or the JSON is damaged.
         """
+        descriptions, attributes = self.all(meta, archives)
+        return _drawn(descriptions, rng), {k: _drawn(v, rng) for k, v in attributes.items()}
+
+    def all(self, meta: AudioMeta, archives: Archives) -> tuple[list[str], dict[str, list[str]]]:
+        """All descriptions of a recording, and all texts of each attribute; raises as `read`."""
         fields = self._fields(meta, archives)
         found = [key for key in _DESCRIPTIONS if key in fields]
         if not found and self.required:
             raise DataError(f"{meta.path}: has no description in the manifest or its JSON file")
-        description = self.clean(fields[found[0]], rng) if found else None
-        return description, {name: self.clean(fields.get(name), rng) for name in self.names}
+        descriptions = self.texts(fields[found[0]]) if found else []
+        return descriptions, {name: self.texts(fields.get(name)) for name in self.names}
 
-    def clean(self, value: Any, rng: np.random.Generator) -> str | None:
-        """A text without surrounding space, or None for an empty one, "None", or no text."""
+    def texts(self, value: Any) -> list[str]:
+        """The texts of a field, without surrounding space; none for empty ones and "None"."""
         if isinstance(value, list):
-            texts = [text for text in (self.clean(v, rng) for v in value) if text is not None]
-            return texts[int(rng.integers(len(texts)))] if texts else None
+            return [text for part in value for text in self.texts(part)]
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str) or value.strip() in ("", "None"):
-            return None
-        return value.strip().lower() if self.lowercase else value.strip()
+            return []
+        return [value.strip().lower() if self.lowercase else value.strip()]
 
     def _fields(self, meta: AudioMeta, archives: Archives) -> Mapping[str, Any]:
         if any(key in meta.extra for key in _DESCRIPTIONS):
@@ -75,6 +79,8 @@ class Captions:
                 text = _contents(source, archives)
             except FileNotFoundError:
                 continue
+            if source.endswith(".txt"):
+                return {**meta.extra, "description": text.decode("utf-8", "replace")}
             try:
                 fields = json.loads(text)
                 if not isinstance(fields, dict):
@@ -87,12 +93,19 @@ class Captions:
     def _places(self, meta: AudioMeta) -> list[str]:
         archive, member = split_path(meta.path)
         name = Path(member or archive)
-        beside = str(name.with_suffix(".json"))
+        prefix = "" if member is None else f"{archive}:"
         places = [] if meta.info_path is None else [meta.info_path]
-        places.append(beside if member is None else f"{archive}:{beside}")
+        places.append(f"{prefix}{name.with_suffix('.json')}")
         if self.external is not None:
             places.append(str(Path(self.external, name.with_suffix(".json").name)))
+        places.append(f"{prefix}{name.with_suffix('.txt')}")
         return places
+
+
+def _drawn(texts: Sequence[str], rng: np.random.Generator) -> str | None:
+    if len(texts) > 1:
+        return texts[int(rng.integers(len(texts)))]
+    return texts[0] if texts else None
 
 
 def _contents(path: str, archives: Archives) -> bytes:

@@ -1,6 +1,5 @@
 """Segments of recordings with what is said of them: the original's `SoundDataset`."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -37,7 +36,8 @@ class DatasetConfig:
     shuffle_seed: int = 0
     """At least 0."""
     permutation_on_files: bool = False
-    """Each recording once before any comes again; else they are drawn."""
+    """Each recording once before any comes again, without `shuffle` in the order of the manifest;
+    else they are drawn."""
     sample_on_duration: bool = True
     """Draw recordings in proportion to their duration."""
     sample_on_weight: bool = True
@@ -105,7 +105,7 @@ class SoundDataset:
             config.require_description,
             config.lowercase,
         )
-        self._archives = Archives()
+        self.archives = Archives()
         if self._whole and config.num_samples < len(self.manifest):
             order = generator(ORDER, _SUBSET_SEED, 0).permutation(len(self.manifest))
             self.manifest = self.manifest.select(np.sort(order[: config.num_samples]))
@@ -142,12 +142,9 @@ class SoundDataset:
         for attempt in range(self.config.max_read_retry):
             meta, seek_time = self._draw(rng, epoch, index, attempt)
             try:
-                item = self._sample(meta, seek_time, rng)
-            except _SilenceError as error:
-                skipped.append(Skipped(meta.path, str(error), silent=True))
-            # InvalidInputError too: channels that cannot be converted. zlib: damaged archives.
-            except (AudioGenFastError, OSError, zlib.error) as error:
-                skipped.append(Skipped(meta.path, f"{type(error).__name__}: {error}"))
+                item = self.segment(meta, seek_time, rng)
+            except UnusableError as error:
+                skipped.append(error.skipped)
             else:
                 item.skipped = skipped
                 return item
@@ -166,18 +163,33 @@ class SoundDataset:
         self, rng: np.random.Generator, epoch: int, index: int, attempt: int
     ) -> tuple[AudioMeta, float]:
         """The recording and the seconds to skip."""
-        if self._whole and (attempt > 0 or not self.config.shuffle):
+        if self._sampler.permutation and (attempt > 0 or not self.config.shuffle):
             # the next one stands in for one that cannot be used
-            return self.manifest[(index + attempt) % len(self)], 0.0
-        meta = self.manifest[self._sampler.draw(rng, epoch * len(self) + index, attempt > 0)]
+            file = (index + attempt) % len(self.manifest)
+        else:
+            file = self._sampler.draw(rng, epoch * len(self) + index)
+        meta = self.manifest[file]
         if self._whole:
             return meta, 0.0
         segment = self.config.segment_duration * self.config.min_segment_ratio
         return meta, rng.random() * max(0.0, meta.duration - segment)
 
-    def _sample(self, meta: AudioMeta, seek_time: float, rng: np.random.Generator) -> Item:
+    def segment(self, meta: AudioMeta, seek_time: float, rng: np.random.Generator) -> Item:
+        """The sample at one place of one recording.
+
+        Raises:
+            UnusableError: it is unreadable or silent, or nothing is said of it.
+        """
+        try:
+            return self._segment(meta, seek_time, rng)
+        # InvalidInputError too: channels that cannot be converted
+        except (AudioGenFastError, OSError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UnusableError(Skipped(meta.path, reason)) from error
+
+    def _segment(self, meta: AudioMeta, seek_time: float, rng: np.random.Generator) -> Item:
         config = self.config
-        description, attributes = self.captions.read(meta, self._archives, rng)
+        description, attributes = self.captions.read(meta, self.archives, rng)
         target = None
         if config.segment_duration is not None:
             target = int(config.segment_duration * config.sample_rate)
@@ -204,12 +216,10 @@ class SoundDataset:
         if not config.load_wav:
             frames = int((meta.duration - seek_time) * config.sample_rate)
             return torch.zeros(config.channels, frames if target is None else min(frames, target))
-        source = contents_or_path(self._archives, meta.path)
+        source = contents_or_path(self.archives, meta.path)
         wav, rate = audio_read(source, seek_time, config.segment_duration or -1.0)
         if wav.shape[-1] == 0:
-            raise DataError(
-                f"no audio after {seek_time:.3f} s; the manifest says {meta.duration} s"
-            )
+            raise DataError(f"ends before the {meta.duration} s of the manifest")
         if not wav.isfinite().all():
             raise DataError("has NaN or infinite samples")
         wav = convert_audio(wav, rate, config.sample_rate, config.channels)[..., :target]
@@ -218,12 +228,17 @@ class SoundDataset:
         if config.silence_db is not None:
             level = 10 * torch.log10(wav.square().mean()).item()
             if level < config.silence_db:
-                raise _SilenceError(f"silent, below {config.silence_db} dBFS")
+                reason = f"silent, below {config.silence_db} dBFS"
+                raise UnusableError(Skipped(meta.path, reason, silent=True))
         return wav
 
 
-class _SilenceError(Exception):
-    """A sample that is silent."""
+class UnusableError(Exception):
+    """A place of a recording that cannot be a sample."""
+
+    def __init__(self, skipped: Skipped):
+        super().__init__(f"{skipped.path}: {skipped.reason}")
+        self.skipped = skipped
 
 
 def _filtered(manifest: Manifest, config: DatasetConfig) -> Manifest:

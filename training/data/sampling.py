@@ -55,15 +55,14 @@ class FileSampler:
         self.cumulative = np.cumsum(scores) if by_weight or by_duration else None
         self._orders: dict[int, np.ndarray] = {}
 
-    def draw(self, rng: np.random.Generator, position: int, again: bool = False) -> int:
+    def draw(self, rng: np.random.Generator, position: int) -> int:
         """The index of a recording.
 
         Args:
             rng: of this sample.
             position: number of this sample over all epochs, for a permutation.
-            again: the recording of a permutation could not be used; any other will do.
         """
-        if self.permutation and not again:
+        if self.permutation:
             turn, place = divmod(position, self.files)
             return int(self._order(turn)[place])
         if self.cumulative is None:
