@@ -12,6 +12,16 @@ Free = dict[str, Any]
 
 
 @dataclass
+class SEANetDecoderConfig:
+    trim_right_ratio: float = 1.0
+    """Share of a causal up-sampling's surplus that is cut off on the right."""
+    final_activation: str | None = None
+    """Name in torch.nn of an activation of the audio; none: no activation."""
+    final_activation_params: Free | None = None
+    """Options of that activation."""
+
+
+@dataclass
 class SEANetConfig:
     dimension: int = 128
     """Channels of the latents."""
@@ -51,13 +61,7 @@ class SEANetConfig:
     """Blocks next to the audio without normalisation."""
     encoder: Free = field(default_factory=dict)
     """Options of the encoder alone."""
-    decoder: Free = field(
-        default_factory=lambda: {
-            "trim_right_ratio": 1.0,
-            "final_activation": None,
-            "final_activation_params": None,
-        }
-    )
+    decoder: SEANetDecoderConfig = field(default_factory=SEANetDecoderConfig)
     """Options of the decoder alone."""
 
 
@@ -283,6 +287,9 @@ class CodecDatasetConfig(DatasetConfig):
 class CodecConfig(TrainConfig):
     """Training of an EnCodec."""
 
+    weight_init: Literal["torch", "keep_variance"] = "torch"
+    """Initial weights: those of torch as in the original, or ones that keep the strength of a
+    signal from layer to layer, with which the first minutes learn much more."""
     dataset: CodecDatasetConfig = field(default_factory=CodecDatasetConfig)
     encodec: EncodecConfig = field(default_factory=EncodecConfig)
     seanet: SEANetConfig = field(default_factory=SEANetConfig)

@@ -1,8 +1,10 @@
 """Starting from the weights of another codec."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 from audiogen_fast.errors import InvalidInputError, check
@@ -22,30 +24,31 @@ def load_weights(model: EncodecModel, name: str) -> None:
         InvalidInputError: it is no EnCodec, or of another structure.
         CheckpointError: it cannot be read.
     """
-    try:
-        if is_run(name):
-            model.load_state_dict(read_run(name)[1])
-            return
+    if is_run(name):
+        state, folded = read_run(name)[1], False
+    else:
         loaded = CompressionModel.get_pretrained(name)
         check(
             isinstance(loaded, EncodecModel),
             f"continue_from must be an EnCodec of this package or of audiocraft, got {name}",
         )
-        _copy_folded(loaded, model)
-    except RuntimeError as error:  # of load_state_dict
+        state, folded = loaded.state_dict(), True
+    try:
+        _load_folded(model, state) if folded else model.load_state_dict(state)
+    except RuntimeError as error:
         raise InvalidInputError(
             f"continue_from: {name} does not fit the configuration: {error}"
         ) from error
 
 
 @torch.no_grad()
-def _copy_folded(loaded: EncodecModel, model: EncodecModel) -> None:
-    """Copy a model for inference, whose normalised weights are plain ones, into one for training.
+def _load_folded(model: EncodecModel, state: Mapping[str, Tensor]) -> None:
+    """Load the state of a model for inference, whose normalised weights are plain ones.
 
     A weight w becomes the direction w with the length of w.
     """
     folded = fold_weight_norm(copy.deepcopy(model))
-    folded.load_state_dict(loaded.state_dict())
+    folded.load_state_dict(state)
     for name, module in model.named_modules():
         if ".parametrizations" in name:
             continue

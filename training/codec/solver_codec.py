@@ -13,6 +13,7 @@ from audiogen_fast.quantization import QuantizedResult
 from audiogen_fast.training.codec.adversarial import AdversarialLoss, average_gradients
 from audiogen_fast.training.codec.balancer import Balancer
 from audiogen_fast.training.codec.config import CodecConfig
+from audiogen_fast.training.codec.init import keep_variance
 from audiogen_fast.training.codec.metrics import CodebookUsage
 from audiogen_fast.training.codec.parts import (
     loss_weights,
@@ -45,6 +46,8 @@ class CodecSolver(Solver):
         config, device = self.config, self.ranks.device
         check(config.dataset.train.source is not None, "dataset.train.source must be given")
         self.model: EncodecModel = get_compression_model(config.model_config())
+        if config.weight_init == "keep_variance":
+            keep_variance(self.model)
         if config.continue_from is not None:
             load_weights(self.model, config.continue_from)
         self.model.to(device)

@@ -80,6 +80,12 @@ SMALL = {
 }
 
 
+@pytest.fixture(scope="session")
+def small_values() -> dict[str, object]:
+    """What `small_recipe` changes."""
+    return SMALL
+
+
 @pytest.fixture
 def small_recipe(tmp_path):
     """The recipe `encodec_small`, smaller still, with changes as keyword `section__key=value`."""

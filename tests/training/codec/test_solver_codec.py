@@ -213,8 +213,11 @@ def test_learning_lowers_the_mel_distance(small_recipe, make_solver):
         seanet__dimension=32,
         rvq__bins=64,
         msstftd__filters=4,
-        optim__lr=3e-3,
-        optim__updates_per_epoch=75,
+        optim__lr=5e-3,
+        optim__updates_per_epoch=60,
+        losses__adv=0.5,
+        losses__feat=0.5,
+        rvq__threshold_ema_dead_code=0.2,
     )
     solver = make_solver(config)
     solver.update(next(solver.loader.forever()))  # makes the codebooks
