@@ -130,8 +130,11 @@ class Loader:
         If the batch size has changed, samples of the epoch are repeated up to one batch.
 
         Raises:
-            InvalidInputError: the state is that of other data: seed or size of an epoch differ.
+            InvalidInputError: the state is no such position, or one in other data: seed or size of
+                an epoch differ.
         """
+        missing = sorted({"epoch", "samples", "seed", "epoch_samples"} - set(state))
+        check(not missing, f"the stored position lacks {missing}")
         for name, ours in (("seed", self.dataset.seed), ("epoch_samples", len(self.dataset))):
             check(
                 state[name] == ours,

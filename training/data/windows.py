@@ -41,6 +41,8 @@ class EncodeConfig:
         for name in ("segment_duration", "stride"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{name} must be positive, got {value}")
+        ratio = self.min_segment_ratio
+        check(0 <= ratio <= 1, f"min_segment_ratio must lie in 0..1, got {ratio}")
         check(self.shard_items >= 1, f"shard_items must be at least 1, got {self.shard_items}")
         known = ("float32", "float16")
         check(

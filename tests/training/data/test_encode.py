@@ -346,3 +346,18 @@ def test_the_command(cache, checkpoint, manifest, tmp_path, capsys):
     ]:
         assert main([*command, *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"segment_duration": 0}, "segment_duration must be positive, got 0"),
+        ({"stride": -1.0}, "stride must be positive, got -1.0"),
+        ({"min_segment_ratio": 2}, "min_segment_ratio must lie in 0..1, got 2"),
+        ({"shard_items": 0}, "shard_items must be at least 1, got 0"),
+        ({"text_dtype": "int8"}, "text_dtype must be one of .*, got 'int8'"),
+    ],
+)
+def test_mistakes_are_named(changes, message):
+    with pytest.raises(InvalidInputError, match=message):
+        replace(CONFIG, **changes)

@@ -182,3 +182,5 @@ def test_mistakes(data, folder):
     other = SoundDataset(read_manifest(folder), replace(CONFIG, num_samples=24))
     with pytest.raises(InvalidInputError, match="epoch_samples .* must be 24, got 23"):
         Loader(other, 4).load_state_dict(state)
+    with pytest.raises(InvalidInputError, match=r"lacks \['seed'\]"):
+        Loader(data, 4).load_state_dict({k: v for k, v in state.items() if k != "seed"})
