@@ -206,27 +206,23 @@ def test_the_recipe_of_the_original():
 
 
 def test_learning_lowers_the_mel_distance(small_recipe, make_solver):
-    """Small enough for a test: the recordings of the package, a hundred updates."""
+    """The recipe in small: the recordings of the package, a hundred updates of two seconds."""
     config = small_recipe(
         dataset__segment_duration=0.5,
         seanet__n_filters=4,
         seanet__dimension=32,
         rvq__bins=64,
-        msstftd__filters=4,
         optim__lr=5e-3,
-        optim__updates_per_epoch=60,
-        losses__adv=0.5,
-        losses__feat=0.5,
-        rvq__threshold_ema_dead_code=0.2,
+        optim__updates_per_epoch=50,
     )
     solver = make_solver(config)
     solver.update(next(solver.loader.forever()))  # makes the codebooks
     before = solver.validate()
     solver = make_solver(config)
     solver.run()
-    assert solver.metrics["mel_distance"] < 0.6 * before["mel_distance"]
+    assert solver.metrics["mel_distance"] < 0.7 * before["mel_distance"]
     assert solver.metrics["msspec"] < 0.5 * before["msspec"]
-    assert solver.metrics["perplexity_q1"] > 4
+    assert all(solver.metrics[f"usage_q{k}"] > 0.3 for k in (1, 2, 3))
 
 
 def test_a_batch_without_infos_is_learnt_from(small_recipe, make_solver, sounds):
