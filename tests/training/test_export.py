@@ -59,7 +59,7 @@ def test_steps(finished):
         load_run(finished.folder / "checkpoints")
 
 
-LORA = ["lora.rank=2", "lora.alpha=8", "optim.max_norm=1", "optim.lr=0.05", "optim.ema.use=true"]
+LORA = ["lora.rank=2", "lora.alpha=8", "optim.max_norm=1", "optim.lr=0.005", "optim.ema.use=true"]
 
 
 def test_new_adapters_change_nothing_and_alone_are_trained(golden_solver):
@@ -83,7 +83,7 @@ def test_adapters_alone_and_merged_are_the_same(golden_solver, tmp_path):
     saved = solver.checkpoints.path(2) / "__0_0.distcp"
     assert saved.stat().st_size < 600_000  # adapters and their moments, not the model
     trained = solver._measure(solver.loader)["ce"]
-    assert trained < 0.99 * solver.tensors["train.loss"].item()
+    assert trained < solver.tensors["train.loss"].item() - 0.01
     export_adapter(solver.folder, tmp_path / "adapter", weights="last")
     base = AudioGen.get_pretrained(solver.config.continue_from, device="cpu").lm
     about = lora.apply_adapter(base, tmp_path / "adapter")
