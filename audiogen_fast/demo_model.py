@@ -9,6 +9,7 @@ from audiogen_fast.config import Config, parse_config
 from audiogen_fast.data.audio import audio_read
 from audiogen_fast.models import builders
 from audiogen_fast.models.encodec import EncodecModel
+from audiogen_fast.quantization.codebook import alone
 
 RECORDING = Path(__file__).with_name("data") / "recordings" / "level-crossing.flac"
 RECORDING_CAPTION = "a railway level crossing bell ringing"
@@ -78,7 +79,8 @@ def _random_codec(cfg: Config) -> EncodecModel:
         if parameter.dim() == 3:  # of convolutions; torch's own start silences deep stacks of them
             torch.nn.init.kaiming_normal_(parameter)
     wav = audio_read(RECORDING)[0][None]
-    codec.train()(wav)  # the quantiser takes its codebooks from what it sees first
+    with alone():  # every process that makes this codec gets the same one
+        codec.train()(wav)  # the quantiser takes its codebooks from what it sees first
     decoded = codec.eval()(wav).x
     last = codec.decoder.model[-1].conv.conv
     gain = wav.std() / decoded.std()

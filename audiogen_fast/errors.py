@@ -21,6 +21,10 @@ class AudioFileError(AudioGenFastError, RuntimeError):
     """An audio file cannot be read (damaged, unsupported) or written."""
 
 
+class DataError(AudioGenFastError, RuntimeError):
+    """A data set or a cache of one is missing, damaged, or has nothing that can be used."""
+
+
 class MissingDependencyError(AudioGenFastError, ImportError):
     """An optional package is needed for what was asked; the message says what to install."""
 

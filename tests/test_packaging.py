@@ -127,6 +127,7 @@ def test_wheel_has_one_top_level_package_and_everything_in_it(wheel, source):
             expected.add(f"{target}/{path.relative_to(source / folder).as_posix()}")
     for name in ("level-crossing.flac", "README.md"):
         expected.add(f"audiogen_fast/data/recordings/{name}")
+    expected.add("audiogen_fast/training/corpus/captions.tsv")
     inside = {name for name in found if name.startswith("audiogen_fast/")}
     extras = {name for name in inside if name.endswith((".so", ".pyd", ".toml"))}
     assert inside - extras == expected

@@ -21,11 +21,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process by default) and return its exit status."""
     args = build_parser().parse_args(argv)
     try:
+        if args.command == "train":
+            from audiogen_fast.cli.train import train
+
+            return train(args)
         report = _run(args)
         if args.json:
             print(json.dumps(report, indent=2))
     except KeyboardInterrupt:
-        resume = args.command in ("generate", "continue")
+        resume = args.command in ("generate", "continue", "encode")
         advice = "; the same command makes what is missing" if resume else ""
         print(f"{PROGRAM}: interrupted{advice}", file=sys.stderr)
         return 130
@@ -50,6 +54,18 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         from audiogen_fast.cli.convert import convert
 
         return convert(args)
+    if args.command == "export":
+        from audiogen_fast.cli.train import export
+
+        return export(args)
+    if args.command == "manifest":
+        from audiogen_fast.cli.make_manifest import make_manifest
+
+        return make_manifest(args)
+    if args.command == "encode":
+        from audiogen_fast.cli.encode import encode
+
+        return encode(args)
     from audiogen_fast.cli.sounds import continue_sounds, generate_sounds
 
     return generate_sounds(args) if args.command == "generate" else continue_sounds(args)

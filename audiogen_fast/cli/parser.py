@@ -22,6 +22,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_continue(commands)
     _add_convert(commands)
+    _add_manifest(commands)
+    _add_encode(commands)
+    _add_train(commands)
+    _add_export(commands)
     env = commands.add_parser("env", help="report versions, devices and backends")
     _add_common(env)
     return parser
@@ -101,6 +105,146 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     convert.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     _add_source_options(convert)
     _add_common(convert)
+
+
+def _add_manifest(commands: argparse._SubParsersAction) -> None:
+    manifest = commands.add_parser(
+        "manifest",
+        help="list the recordings of a folder for training",
+        description="List all recordings below a folder, those in tar and zip archives included, "
+        "with their durations. What cannot be read is left out and reported.",
+    )
+    manifest.add_argument("folder", help="is searched at any depth")
+    manifest.add_argument(
+        "--output",
+        metavar="FILE",
+        help=".jsonl, .jsonl.gz or .csv (default: data.jsonl in the folder)",
+    )
+    manifest.add_argument(
+        "--relative",
+        action="store_true",
+        help="paths relative to the manifest, which can then move with the recordings (default: "
+        "absolute paths)",
+    )
+    manifest.add_argument(
+        "--decode",
+        action="store_true",
+        help="decode all of it, to find what is damaged or silent, and the peaks",
+    )
+    manifest.add_argument(
+        "--workers", type=_positive_count, default=8, help="files at a time (default 8)"
+    )
+    manifest.add_argument("--overwrite", action="store_true", help="replace a manifest")
+    _add_common(manifest)
+
+
+def _add_encode(commands: argparse._SubParsersAction) -> None:
+    encode = commands.add_parser(
+        "encode",
+        help="write the codes of recordings and the encodings of their texts for training",
+        description="Write what the codec and the text encoder of a checkpoint make of a "
+        "manifest, so that training needs neither. Run again after an interruption, the same "
+        "command goes on where it was.",
+    )
+    encode.add_argument("manifest", help=".jsonl, .jsonl.gz, .csv, or a folder with one")
+    encode.add_argument(
+        "--checkpoint", required=True, help="hub id, folder, file or URL of the model"
+    )
+    encode.add_argument("--output", required=True, metavar="FOLDER", help="made if need be")
+    encode.add_argument("--root", metavar="FOLDER", help="that relative paths are relative to")
+    encode.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only these rows, such as split=train; may be repeated",
+    )
+    encode.add_argument(
+        "--segment-duration",
+        type=_positive,
+        default=10.0,
+        metavar="SECONDS",
+        help="length of a sample (default 10); the end of shorter ones is silence",
+    )
+    encode.add_argument(
+        "--stride",
+        type=_positive,
+        metavar="SECONDS",
+        help="from one sample of a recording to the next (default: the length of a sample)",
+    )
+    encode.add_argument(
+        "--min-segment-ratio",
+        type=_probability,
+        default=0.5,
+        help="leave out the last sample of a recording that has less than this of its length "
+        "(default 0.5)",
+    )
+    encode.add_argument(
+        "--allow-missing-descriptions",
+        action="store_true",
+        help="keep recordings of which nothing is said",
+    )
+    encode.add_argument("--no-text", action="store_true", help="do not encode the texts")
+    encode.add_argument(
+        "--text-dtype", choices=("float32", "float16"), default="float32", help="(default float32)"
+    )
+    encode.add_argument(
+        "--batch-size", type=_positive_count, default=8, help="samples at a time (default 8)"
+    )
+    encode.add_argument(
+        "--shard-items",
+        type=_positive_count,
+        default=4096,
+        help="samples in a file, of which an interruption loses one (default 4096)",
+    )
+    encode.add_argument(
+        "--workers", type=_count, default=0, help="processes that read recordings (default 0)"
+    )
+    encode.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA where there is one)")
+    _add_source_options(encode)
+    _add_common(encode)
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    from audiogen_fast.training.train import add_arguments
+
+    train = commands.add_parser(
+        "train",
+        help="train a language model or a codec",
+        description="Train in one process, from the newest checkpoint of the run if there is one. "
+        "On several GPUs: torchrun --nproc_per_node=N -m audiogen_fast.training.train RECIPE.",
+    )
+    add_arguments(train)
+    _add_common(train)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write the models of a training run for use",
+        description="Write the models of a training run as a folder that AudioGen.get_pretrained "
+        "loads.",
+    )
+    export.add_argument("run", help="folder of the run")
+    export.add_argument("destination", help="folder to write to")
+    export.add_argument(
+        "--format",
+        choices=("audiogen_fast", "audiocraft"),
+        default="audiogen_fast",
+        help="audiocraft: the files that audiocraft loads too (default audiogen_fast)",
+    )
+    export.add_argument(
+        "--step", metavar="N", help="number of the update, or best (default: the newest)"
+    )
+    export.add_argument(
+        "--weights",
+        choices=("ema", "last"),
+        default="ema",
+        help="the moving average (default) or the last weights",
+    )
+    export.add_argument("--codec", help="checkpoint of the codec (default: the run's)")
+    export.add_argument("--adapter", action="store_true", help="only the LoRA adapters")
+    _add_common(export)
 
 
 def _add_sound_options(parser: argparse.ArgumentParser) -> None:

@@ -128,7 +128,7 @@ def _load(args: argparse.Namespace) -> AudioGen:
         disable_progress_bars()
     model = AudioGen.get_pretrained(
         args.model,
-        _device(args.device),
+        choose_device(args.device),
         dtype=args.dtype,
         revision=args.revision,
         local_files_only=args.local_files_only,
@@ -150,7 +150,7 @@ def _load(args: argparse.Namespace) -> AudioGen:
     return model
 
 
-def _device(name: str | None) -> torch.device | None:
+def choose_device(name: str | None) -> torch.device | None:
     try:
         return None if name is None else torch.device(name)
     except RuntimeError:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -37,24 +38,29 @@ class AudioFileInfo:
     channels: int
 
 
-def audio_info(filepath: str | Path) -> AudioFileInfo:
+def audio_info(filepath: str | Path | BytesIO) -> AudioFileInfo:
     """Sample rate, duration and channels of a file, from its header.
+
+    `filepath` may be the contents of a file as well.
 
     Raises:
         FileNotFoundError: no such file.
         AudioFileError: not an audio file, or of an unsupported format.
     """
-    with _opened(filepath) as file:
+    with open_audio(filepath) as file:
         return AudioFileInfo(file.samplerate, file.frames / file.samplerate, file.channels)
 
 
 def audio_read(
-    filepath: str | Path, seek_time: float = 0.0, duration: float = -1.0, pad: bool = False
+    filepath: str | Path | BytesIO,
+    seek_time: float = 0.0,
+    duration: float = -1.0,
+    pad: bool = False,
 ) -> tuple[torch.Tensor, int]:
     """Read a file or a part of it; the part is exactly what slicing the whole would give.
 
     Args:
-        filepath: wav, flac, ogg or mp3.
+        filepath: wav, flac, ogg or mp3; a path, or the contents of a file.
         seek_time: seconds to skip: `int(seek_time * sample_rate)` frames.
         duration: seconds to read: `int(duration * sample_rate)` frames, or up to the end if
             that comes first. 0 or negative: up to the end.
@@ -76,7 +82,7 @@ def audio_read(
 
 
 def _soundfile_read(
-    filepath: str | Path, seek_time: float = 0.0, duration: float = -1.0
+    filepath: str | Path | BytesIO, seek_time: float = 0.0, duration: float = -1.0
 ) -> tuple[torch.Tensor, int]:
     """`audio_read` without padding."""
     check(
@@ -84,7 +90,7 @@ def _soundfile_read(
         f"seek_time must be finite and at least 0 seconds, got {seek_time}",
     )
     check(math.isfinite(duration), f"duration must be finite, got {duration}")
-    with _opened(filepath) as file:
+    with open_audio(filepath) as file:
         start = min(int(seek_time * file.samplerate), file.frames)
         stop = file.frames
         if duration > 0:
@@ -103,24 +109,31 @@ _av_read = _soundfile_read
 
 
 @contextmanager
-def _opened(filepath: str | Path) -> Iterator[soundfile.SoundFile]:
+def open_audio(filepath: str | Path | BytesIO) -> Iterator[soundfile.SoundFile]:
     """The file, open for reading; whatever libsndfile objects to becomes an `AudioFileError`."""
-    with open(filepath, "rb"):
-        pass  # raises FileNotFoundError, PermissionError or IsADirectoryError, with the name
+    contents = isinstance(filepath, BytesIO)
+    if contents:
+        filepath.seek(0)
+    else:
+        with open(filepath, "rb"):
+            pass  # raises FileNotFoundError, PermissionError or IsADirectoryError, with the name
     try:
-        if Path(filepath).suffix.lower() == ".raw":
+        if not contents and Path(filepath).suffix.lower() == ".raw":
             raise soundfile.SoundFileError("a raw file has no header.")
         with soundfile.SoundFile(filepath) as file:
             if file.frames > _UNKNOWN_LENGTH:
                 raise soundfile.SoundFileError("its header does not say how long it is.")
             yield file
     except soundfile.SoundFileError as error:
+        name, reason = filepath, error
+        if contents:  # libsndfile's message would have its address
+            name, reason = "these contents", getattr(error, "error_string", error)
         raise AudioFileError(
-            f"cannot read {filepath}: {error} Supported formats: wav, flac, ogg and mp3."
+            f"cannot read {name}: {reason} Supported formats: wav, flac, ogg and mp3."
         ) from error
 
 
-def _decoding_start(filepath: str | Path, file: soundfile.SoundFile, start: int) -> int:
+def _decoding_start(filepath: str | Path | BytesIO, file: soundfile.SoundFile, start: int) -> int:
     """The frame to seek to, so that `start` and what follows are decoded as in the whole file."""
     if file.format == "MP3":
         # mp3 frames use data of the half second before them, which a seek does not decode
@@ -130,20 +143,26 @@ def _decoding_start(filepath: str | Path, file: soundfile.SoundFile, start: int)
             return 0
         # within the last page libsndfile seeks too far: it counts from the end of the last block,
         # which the end of the recording cuts short
-        return min(start, max(0, _last_ogg_page_start(filepath) - 1))
+        return min(start, max(0, _last_ogg_page_start(_tail(filepath, 3 * _OGG_PAGE_MAX)) - 1))
     return start
 
 
-def _last_ogg_page_start(filepath: str | Path) -> int:
-    """Frames before the last page of an Ogg file: the position its predecessor ends at.
+def _tail(filepath: str | Path | BytesIO, size: int) -> bytes:
+    """The last bytes of a file, up to `size` of them."""
+    if isinstance(filepath, BytesIO):  # libsndfile is reading it: its position must stay
+        return bytes(filepath.getbuffer()[-size:])
+    with open(filepath, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read()
+
+
+def _last_ogg_page_start(tail: bytes) -> int:
+    """Frames before the last page of an Ogg file, from its last three pages or more: the position
+    that its predecessor ends at.
 
     RFC 3533: a page begins with "OggS", a version byte 0 and a byte of flags, then comes the
     position in frames as a little-endian int64, -1 where no packet ends on the page.
     """
-    with open(filepath, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 3 * _OGG_PAGE_MAX))
-        tail = file.read()
     last = tail.rfind(b"OggS\0")
     position = -1
     while position < 0 and (last := tail.rfind(b"OggS\0", 0, last)) >= 0:

@@ -90,6 +90,7 @@ def _apply_conv(conv: nn.Conv1d, x: Tensor, padding: int = 0) -> Tensor:
     x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
     stride, dilation = (1, *conv.stride), (1, *conv.dilation)
     weight = conv.weight.unsqueeze(2)
+    padding += conv.padding[0]
     return F.conv2d(x, weight, conv.bias, stride, (0, padding), dilation, conv.groups).squeeze(2)
 
 

@@ -83,7 +83,8 @@ class TextConditioner(nn.Module):
     def forward(self, inputs: Any) -> ConditionType:
         raise NotImplementedError
 
-    def _project(self, vectors: Tensor, mask: Tensor) -> ConditionType:
+    def project(self, vectors: Tensor, mask: Tensor) -> ConditionType:
+        """The condition for what the encoder gave, `[B, L, dim]` with an int mask `[B, L]`."""
         # Masking after the projection makes padded slots exactly zero, bias included.
         return self.output_proj(vectors.to(self.output_proj.weight)) * mask.unsqueeze(-1), mask
 
@@ -111,7 +112,7 @@ class LUTConditioner(TextConditioner):
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> ConditionType:
         tokens, mask = inputs
-        return self._project(self.embed(tokens), mask)
+        return self.project(self.embed(tokens), mask)
 
 
 class T5Conditioner(TextConditioner):
@@ -243,4 +244,4 @@ class T5Conditioner(TextConditioner):
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
             with torch.autocast(device_type, enabled=False):
                 vectors = self.encoder(**inputs).last_hidden_state
-        return self._project(vectors, mask)
+        return self.project(vectors, mask)

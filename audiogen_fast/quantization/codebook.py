@@ -3,12 +3,16 @@
 Learning follows van den Oord et al. 2017 (appendix A.1) and Zeghidour et al. 2021 (SoundStream).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_ALONE = ContextVar("alone", default=False)
 
 
 def sample_vectors(samples: Tensor, num: int) -> Tensor:
@@ -33,16 +37,46 @@ def kmeans(samples: Tensor, num_clusters: int, num_iters: int = 10) -> tuple[Ten
     return means, counts
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Codebooks learn from this rank's batches only, as if there were no process group."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _ALONE.get()
+
+
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give all ranks rank 0's values; does nothing outside a process group."""
-    if dist.is_available() and dist.is_initialized():
+    if _together():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
+def gather(rows: Tensor) -> Tensor:
+    """The rows `[N, D]` of all ranks, in their order; each may have another number of them."""
+    if not _together():
+        return rows
+    counts = [
+        torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())
+    ]
+    dist.all_gather(counts, torch.full_like(counts[0], len(rows)))
+    counts = [int(count) for count in counts]
+    padded = rows.new_zeros(max(counts), rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 def _sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     """Add up each tensor over all ranks, in place; does nothing outside a process group."""
-    if dist.is_available() and dist.is_initialized():
+    if _together():
         for tensor in tensors:
             dist.all_reduce(tensor)
 
@@ -50,8 +84,8 @@ def _sum_over_ranks(tensors: Iterable[Tensor]) -> None:
 class EuclideanCodebook(nn.Module):
     """Codebook with Euclidean distance.
 
-    In a process group it learns from the batches of all ranks together, so that every rank holds
-    the same codebook; all ranks must then call `forward` equally often.
+    In a process group it learns from the batches of all ranks together, as if they were one, so
+    that every rank holds the same codebook; all ranks must then call `forward` equally often.
 
     Args:
         dim, codebook_size: width and number of the vectors.
@@ -116,7 +150,7 @@ class EuclideanCodebook(nn.Module):
     def _init_from(self, flat: Tensor) -> None:
         if self.inited:
             return
-        means, counts = kmeans(flat, self.codebook_size, self.kmeans_iters)
+        means, counts = kmeans(gather(flat), self.codebook_size, self.kmeans_iters)
         self.embed.copy_(means)
         self.embed_avg.copy_(means)
         self.cluster_size.copy_(counts)
@@ -128,7 +162,7 @@ class EuclideanCodebook(nn.Module):
         dead = self.cluster_size < self.threshold_ema_dead_code
         if self.threshold_ema_dead_code == 0 or not dead.any():
             return
-        fresh = sample_vectors(flat, self.codebook_size)
+        fresh = sample_vectors(gather(flat), self.codebook_size)
         # The averages must follow, or the next update would put the dead entry straight back
         # (the original replaces `embed` alone, just before an update, which has no effect).
         floor = torch.full_like(self.cluster_size, self.threshold_ema_dead_code)

@@ -1,0 +1,87 @@
+"""One training step of audiocraft's language model on request (run in the peer environment).
+
+    train_step.py ARGUMENTS      (a JSON object: shape, batch, frames, text, threads, device, seed)
+
+It writes the weights it starts from and the batch to `start.pt` in the folder of the arguments,
+prints the loss of the first step as a JSON line, and then, for each line `{"n": N}` on its input,
+makes N steps and prints `{"seconds": [...]}`.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from audiocraft.models.lm import LMModel
+from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
+from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider
+from audiocraft.modules.transformer import set_efficient_attention_backend
+
+
+def cross_entropy(logits, targets, mask):
+    """Of each codebook over its valid places, averaged, as the original's solver takes it."""
+    total = 0.0
+    for k in range(targets.shape[1]):
+        valid = mask[:, k].reshape(-1)
+        rows = logits[:, k].reshape(-1, logits.shape[-1])[valid]
+        wanted = targets[:, k].reshape(-1)[valid]
+        total = total + torch.nn.functional.cross_entropy(rows, wanted)
+    return total / targets.shape[1]
+
+
+def main() -> None:
+    arguments = json.loads(sys.argv[1])
+    torch.set_num_threads(arguments["threads"])
+    torch.manual_seed(arguments["seed"])
+    set_efficient_attention_backend("torch")
+    shape, device = arguments["shape"], arguments["device"]
+    fuser = {"cross": ["description"], "sum": [], "prepend": [], "input_interpolate": []}
+    lm = LMModel(
+        DelayedPatternProvider(shape["n_q"]),
+        ConditioningProvider({}),
+        ConditionFuser(fuser),
+        **shape,
+        norm_first=True,
+        causal=True,
+        cross_attention=True,
+        memory_efficient=True,
+        activation="gelu",
+        dropout=0.0,
+        bias_attn=False,
+        bias_ff=False,
+        bias_proj=False,
+        weight_init="gaussian",
+        depthwise_init="current",
+        zero_bias_init=True,
+    ).to(device)
+    lm.train()
+    batch, frames, text = arguments["batch"], arguments["frames"], arguments["text"]
+    codes = torch.randint(0, shape["card"], (batch, shape["n_q"], frames), device=device)
+    vectors = torch.randn(batch, text, shape["dim"], device=device)
+    start = {"state": lm.state_dict(), "codes": codes, "vectors": vectors}
+    torch.save(start, Path(arguments["folder"]) / "start.pt")
+    conditions = {"description": (vectors, torch.ones(batch, text, device=device))}
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def step() -> float:
+        output = lm.compute_predictions(codes, [], conditions)
+        loss = cross_entropy(output.logits, codes, output.mask)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    print(json.dumps({"loss": step(), "torch": torch.__version__}), flush=True)
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(json.loads(line)["n"]):
+            began = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - began)
+        print(json.dumps({"seconds": seconds}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

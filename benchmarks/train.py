@@ -1,0 +1,223 @@
+"""Training steps of the language model: ours, ours without fused ops, and audiocraft, in turns.
+
+    python -m benchmarks.train [--peer-python .peers/bin/python]
+
+All start from one set of weights and one batch and make whole updates: forward, backward, clipping,
+AdamW. The losses of the first step are compared before anything is timed. On a GPU the model FLOPs
+utilisation is printed, with the peak of `--peak-tflops`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import machine, write_result  # noqa: E402
+
+from audiogen_fast.models.lm import LMModel  # noqa: E402
+from audiogen_fast.modules.codebooks_patterns import DelayedPatternProvider  # noqa: E402
+from audiogen_fast.modules.conditioners import ConditionFuser, ConditioningProvider  # noqa: E402
+from audiogen_fast.training.config import OptimConfig  # noqa: E402
+from audiogen_fast.training.optimizers import (  # noqa: E402
+    clip_factor,
+    gradient_norm,
+    lm_groups,
+    make_optimizer,
+    scale_gradients,
+)
+from audiogen_fast.training.parallel import DTYPES, Ranks  # noqa: E402
+
+PEER = Path(__file__).parent / "peers" / "train_step.py"
+PEER_PYTHON = Path(__file__).resolve().parents[1] / ".peers" / "bin" / "python"
+
+
+class PeerProcess:
+    """audiocraft in its environment."""
+
+    def __init__(self, python: Path, arguments: dict):
+        command = [str(python), "-W", "ignore", str(PEER), json.dumps(arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = self._answer()
+
+    def steps(self, n: int) -> list[float]:
+        self.process.stdin.write(json.dumps({"n": n}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()["seconds"]
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the peer ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Ours:
+    """The step that the solver makes, with the fused ops or (`reference`) without."""
+
+    def __init__(self, start: dict, args: argparse.Namespace, shape: dict, reference: bool):
+        self.backend = "reference" if reference else "auto"
+        self.dtype = DTYPES[args.dtype]
+        self.device = torch.device(args.device)
+        self.lm = LMModel(
+            DelayedPatternProvider(shape["n_q"]),
+            ConditioningProvider({}),
+            ConditionFuser({"cross": ["description"]}),
+            **shape,
+            norm_first=True,
+            causal=True,
+            cross_attention=True,
+            memory_efficient=True,
+            activation="gelu",
+            dropout=0.0,
+            bias_attn=False,
+            bias_ff=False,
+            bias_proj=False,
+        ).to(self.device)
+        self.lm.load_state_dict(start["state"])
+        self.lm.train()
+        self.codes, vectors = start["codes"].to(self.device), start["vectors"].to(self.device)
+        mask = torch.ones(vectors.shape[:2], dtype=torch.int64, device=self.device)
+        self.conditions = {"description": (vectors, mask)}
+        config = OptimConfig(lr=1e-4)
+        self.optimizer = make_optimizer(lm_groups(self.lm), config)
+
+    def step(self) -> float:
+        os.environ["AUDIOGEN_FAST_BACKEND"] = self.backend
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss, _ = self.lm.compute_loss(self.codes, [], self.conditions)
+        loss.backward()
+        norm = gradient_norm(self.optimizer, Ranks(), sharded=False).item()
+        scale_gradients(self.optimizer, clip_factor(norm, 1.0))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def steps(self, n: int) -> list[float]:
+        seconds = []
+        for _ in range(n):
+            began = time.perf_counter()
+            self.step()
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+
+def flops(lm: LMModel, batch: int, frames: int, text: int) -> float:
+    """Of the products of one step: 6 for each weight and row, 12 D for each pair in attention.
+
+    Embeddings are look-ups and count nothing; half of the pairs are masked and count nothing
+    (Chowdhery et al. 2022, appendix B, without the masked half).
+    """
+    rows, dim, layers = batch * (frames + 1), lm.dim, len(lm.transformer.layers)
+    weights = sum(p.numel() for n, p in lm.named_parameters() if p.ndim == 2 and "emb." not in n)
+    cross = layers * 2 * dim * dim  # keys and values are made of the text's rows instead
+    pairs = rows * (frames + 1) / 2 + rows * text
+    return 6 * ((weights - cross) * rows + cross * batch * text) + 12 * layers * dim * pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (
+        ("dim", 512), ("layers", 8), ("heads", 8), ("n-q", 4), ("card", 2048), ("batch", 4),
+        ("frames", 500), ("text", 16), ("rounds", 5), ("steps", 2),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON)
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--peak-tflops", type=float, help="of the GPU in --dtype, for the MFU")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    shape = {
+        "n_q": args.n_q, "card": args.card, "dim": args.dim, "num_heads": args.heads,
+        "num_layers": args.layers, "hidden_scale": 4,
+    }  # fmt: skip
+    arguments = {"shape": shape, "seed": 0} | {
+        name: getattr(args, name) for name in ("batch", "frames", "text", "threads", "device")
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        start_path, peer = Path(folder) / "start.pt", None
+        if args.no_peer:
+            torch.manual_seed(0)
+            start = _start(args, shape)
+        else:
+            if not args.peer_python.exists():
+                raise SystemExit(f"{args.peer_python} does not exist; see benchmarks/README.md")
+            peer = PeerProcess(args.peer_python, arguments | {"folder": folder})
+            start = torch.load(start_path, weights_only=True)
+    ours = {name: Ours(start, args, shape, name == "reference") for name in ("fused", "reference")}
+    losses = {name: one.step() for name, one in ours.items()}
+    runners = {name: one.steps for name, one in ours.items()}
+    if peer is not None:
+        losses["audiocraft"] = peer.about["loss"]
+        runners["audiocraft"] = peer.steps
+    print("losses of the first step", losses)
+    tolerance = 1e-4 if args.dtype == "float32" else 1e-2
+    spread = (max(losses.values()) - min(losses.values())) / max(losses.values())
+    if not spread <= tolerance:
+        raise SystemExit(f"they do not train the same: the losses differ by {spread:.1e}")
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(args.rounds):  # in turns: a busy moment of the machine hits all alike
+        for name, run in runners.items():
+            seconds[name] += run(args.steps)
+    if peer is not None:
+        peer.close()
+    results = {}
+    operations = flops(ours["fused"].lm, args.batch, args.frames, args.text)
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        results[name] = {
+            "median_ms": round(1e3 * median, 2),
+            "fastest_ms": round(1e3 * min(values), 2),
+            "frames_per_s": round(args.batch * args.frames / median, 1),
+            "tflops": round(operations / median / 1e12, 4),
+        }
+        if args.peak_tflops:
+            results[name]["mfu"] = round(operations / median / 1e12 / args.peak_tflops, 4)
+    for name, result in results.items():
+        base = results["audiocraft" if peer is not None else "reference"]
+        result["speedup"] = round(base["median_ms"] / result["median_ms"], 3)
+        print(f"{name:12} {result}")
+    facts = machine()
+    if torch.cuda.is_available() and args.device != "cpu":
+        facts["gpu"] = torch.cuda.get_device_name()
+    settings = arguments | {"dtype": args.dtype}
+    path = write_result(
+        "train", args.out, machine=facts, settings=settings, losses=losses, results=results
+    )
+    print(f"written to {path}")
+
+
+def _start(args: argparse.Namespace, shape: dict) -> dict:
+    """Weights and a batch without the peer."""
+    empty = {"state": {}, "codes": torch.zeros(0), "vectors": torch.zeros(1, 1, 1)}
+    lm = LMModel(
+        DelayedPatternProvider(shape["n_q"]), ConditioningProvider({}),
+        ConditionFuser({"cross": ["description"]}), **shape, norm_first=True, causal=True,
+        cross_attention=True, memory_efficient=True, activation="gelu", bias_attn=False,
+        bias_ff=False, bias_proj=False, weight_init="gaussian", depthwise_init="current",
+    )  # fmt: skip
+    empty["state"] = lm.state_dict()
+    empty["codes"] = torch.randint(0, shape["card"], (args.batch, shape["n_q"], args.frames))
+    empty["vectors"] = torch.randn(args.batch, args.text, shape["dim"])
+    return empty
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""The codec solver: exact resumption, stages, faults, and that it learns."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from audiogen_fast.errors import InvalidInputError
+from audiogen_fast.training.checkpoint import tensors_of
+from audiogen_fast.training.codec.solver_codec import CodecSolver
+from audiogen_fast.training.data import Batch
+from audiogen_fast.training.recipe import load_recipe
+
+
+def everything(solver):
+    """All tensors and values that the solver's checkpoints hold."""
+    values = {name: part.values() for name, part in (solver.common | solver.own).items()}
+    tensors = {name: t.clone() for name, t in tensors_of(solver.common).items()}
+    return tensors, json.loads(json.dumps(values))
+
+
+def assert_same(one, other):
+    assert one[0].keys() == other[0].keys() and len(one[0]) > 100
+    for name, tensor in one[0].items():
+        assert torch.equal(tensor, other[0][name]), name
+    assert one[1] == other[1]
+
+
+DRAWS = {"rvq__q_dropout": "true", "adversarial__every": 2, "rvq__threshold_ema_dead_code": 3.0}
+
+
+def test_five_and_five_are_ten(small_recipe, make_solver):
+    """With codebook dropout, dead entries and a discriminator that learns now and then."""
+    whole = make_solver(small_recipe("whole", **DRAWS))
+    whole.run()
+    first = make_solver(small_recipe(**DRAWS))
+    first.config.optim.epochs = 1
+    first.run()
+    assert first.step == 5
+    second = make_solver(small_recipe(**DRAWS))
+    second.run()
+    assert second.lines[0].startswith("going on from")
+    assert_same(everything(second), everything(whole))
+    names = everything(whole)[0]
+    for part in ("model.quantizer.vq.layers.2._codebook.cluster_size", "ema_model.", "optimizer."):
+        assert any(name.startswith(part) for name in names), part
+    other = make_solver(small_recipe("other", seed=1, **DRAWS))
+    other.run()
+    weights = "model.encoder.model.0.conv.conv.bias"
+    assert not torch.equal(everything(other)[0][weights], names[weights])
+
+
+def test_the_discriminator_learns_in_one_of_so_many_updates(small_recipe, make_solver):
+    solver = make_solver(small_recipe(adversarial__every=3))
+    draws = []
+    for solver.step in range(600):
+        draws.append(solver._discriminators_learn())
+    assert abs(sum(draws) - 200) < 45  # four standard deviations
+    solver.config.adversarial.every = 1
+    assert all(solver._discriminators_learn() for solver.step in range(50))
+
+
+def test_a_batch_that_is_not_finite_changes_nothing(small_recipe, make_solver):
+    solver = make_solver(small_recipe())
+    batches = solver.loader.forever()
+    assert solver.update(next(batches)).made
+    before = everything(solver)
+    batch = next(batches)
+    batch.wav[0, 0, 17] = math.nan
+    update = solver.update(batch)
+    assert not update.made and update.batch_ids[0]["id"] == batch.infos[0].id
+    after = everything(solver)
+    for used_up in ("loader", "generators"):
+        after[1][used_up] = before[1][used_up]
+    assert_same(after, before)
+    assert solver.update(next(batches)).made
+
+
+def test_the_penalty_has_its_weight(small_recipe, make_solver):
+    """Without weight the encoder learns nothing from the quantiser; the rest stays."""
+    gradients = []
+    for weight in (0.0, 1.0, 3.0):
+        solver = make_solver(small_recipe(balancer__penalty_weight=weight))
+        taken = {}
+        solver.optimizer.register_step_pre_hook(
+            lambda *_, taken=taken, solver=solver: taken.update(
+                {n: p.grad.clone() for n, p in solver.model.named_parameters()}
+            )
+        )
+        solver.update(next(solver.loader.forever()))
+        gradients.append(taken)
+    none, one, three = gradients
+    name = "encoder.model.0.conv.conv.bias"
+    difference = one[name] - none[name]
+    assert difference.abs().max() > 0
+    scale = none[name].abs().max()
+    assert ((three[name] - none[name]) - 3 * difference).abs().max() <= 1e-4 * scale
+    decoder = "decoder.model.0.conv.conv.bias"
+    assert torch.equal(one[decoder], none[decoder])
+
+
+def test_without_adversaries_and_with_several(small_recipe, make_solver):
+    for adversaries in ("[]", '["mpd", "msd", "msstftd"]'):
+        config = small_recipe(
+            adversarial__adversaries=adversaries,
+            mpd__periods=[2, 3],
+            mpd__filters=1,
+            msd__filters=4,
+            msd__max_filters=16,
+        )
+        solver = make_solver(config)
+        update = solver.update(next(solver.loader.forever()))
+        found = {name.split("_")[1] for name in update.metrics if name.startswith("adv_")}
+        assert found == set(json.loads(adversaries)) and update.made
+        weights = {n.split("_")[0] for n in solver.balancer.weights}
+        assert weights == ({"l1", "msspec", "adv", "feat"} if found else {"l1", "msspec"})
+
+
+def test_stages_write_metrics_and_sounds(small_recipe, make_solver):
+    source = {
+        "dataset__evaluate__source": "{recordings}",
+        "dataset__generate__source": "{recordings}",
+    }
+    config = small_recipe(
+        evaluate__every=2, generate__samples=3, dataset__generate__segment_duration=0.5, **source
+    )
+    solver = make_solver(config)
+    solver.run()
+    folder = Path(config.folder)
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    stages = [record["stage"] for record in records]
+    assert stages.count("valid") == 2 and stages.count("evaluate") == 1
+    valid = next(record for record in records if record["stage"] == "valid")
+    for name in ("mel_distance", "si_sdr", "msspec", "mrstft", "usage_q1", "perplexity_q3"):
+        assert math.isfinite(valid[name]), name
+    assert 0 < valid["usage_q1"] <= 1 <= valid["perplexity_q3"] <= 16
+    samples = folder / "samples" / "epoch-0002"
+    assert not (folder / "samples" / "epoch-0001").exists()
+    sounds = sorted(samples.glob("*.wav"))
+    assert len(sounds) == 6
+    original, rate = soundfile.read(next(p for p in sounds if "original" in p.name))
+    assert rate == 16000 and 0 < len(original) <= 8000 and abs(original).max() > 0.01
+    page = (samples / "index.html").read_text()
+    assert all(path.name in page for path in sounds) and "mel distance" in page
+
+
+def test_validation_counts_every_recording_once(small_recipe, make_solver):
+    """Six items in batches of four: the last batch repeats two, which do not count."""
+    config = small_recipe()
+    solver = make_solver(config)
+    solver.model.quantizer.vq.layers[0]._codebook.embed.normal_()
+    together = solver.validate()
+    config.dataset.valid.batch_size = 1
+    alone = make_solver(config)
+    alone.model.load_state_dict(solver.model.state_dict())
+    separate = alone.validate()
+    for metrics in (together, separate):
+        del metrics["mrstft"]  # its norms are those of a batch
+    assert together == pytest.approx(separate, rel=1e-4)
+
+
+def test_the_average_is_what_is_validated(small_recipe, make_solver):
+    config = small_recipe(optim__ema__decay=0.9)
+    solver = make_solver(config)
+    solver.run()
+    metrics = solver.metrics["mel_distance"]
+    with torch.no_grad(), solver.averages["model"].swapped():
+        assert solver.validate()["mel_distance"] == pytest.approx(metrics, rel=1e-6)
+    assert solver.validate()["mel_distance"] != pytest.approx(metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parallel__mode": "fsdp"}, "parallel.mode"),
+        ({"parallel__dtype": "bfloat16"}, "parallel.dtype"),
+        ({"optim__accumulate": 2}, "optim.accumulate"),
+        ({"losses__l1": -1}, "losses.l1"),
+        ({"adversarial__every": 0.5}, "adversarial.every"),
+        ({"dataset__segment_duration": 0.01}, "segment_duration"),
+        ({"losses__mspec": 1}, "did you mean losses.msspec"),
+        ({"losses__l1": 0, "losses__msspec": 0, "adversarial__adversaries": "[]"}, "losses"),
+    ],
+)
+def test_mistakes_are_named(small_recipe, change, message):
+    with pytest.raises(InvalidInputError, match=message):
+        small_recipe(**change)
+
+
+def test_no_data_is_a_mistake(make_solver):
+    with pytest.raises(InvalidInputError, match=r"dataset\.train\.source"):
+        make_solver(load_recipe("encodec_16khz"))
+
+
+def test_the_recipe_of_the_original():
+    """Figures of section 3.4 of the paper and of the released model."""
+    facts = CodecSolver.dry_run(load_recipe("encodec_16khz"), 8)
+    assert facts["codec parameters"] == "56,819,138"
+    assert facts["bit rate"] == "2.2 kb/s" and facts["audio per update"] == "64 s"
+    assert facts["codes per update"] == "12,800" and facts["updates"] == "400,000"
+    with pytest.raises(InvalidInputError, match="batch_size"):
+        CodecSolver.dry_run(load_recipe("encodec_16khz"), 7)
+
+
+def test_learning_lowers_the_mel_distance(small_recipe, make_solver):
+    """The recipe in small: the recordings of the package, a hundred updates of two seconds."""
+    config = small_recipe(
+        dataset__segment_duration=0.5,
+        seanet__n_filters=4,
+        seanet__dimension=32,
+        rvq__bins=64,
+        optim__lr=5e-3,
+        optim__updates_per_epoch=50,
+    )
+    solver = make_solver(config)
+    solver.update(next(solver.loader.forever()))  # makes the codebooks
+    before = solver.validate()
+    solver = make_solver(config)
+    solver.run()
+    assert solver.metrics["mel_distance"] < 0.7 * before["mel_distance"]
+    assert solver.metrics["msspec"] < 0.5 * before["msspec"]
+    assert all(solver.metrics[f"usage_q{k}"] > 0.3 for k in (1, 2, 3))
+
+
+def test_a_batch_without_infos_is_learnt_from(small_recipe, make_solver, sounds):
+    """Audio from anywhere, of any length that the discriminators can see."""
+    solver = make_solver(small_recipe())
+    update = solver.update(Batch(infos=[], wav=sounds[0][None, :, :5123]))
+    assert update.made and update.tokens == 3 * -(-5123 // 320)

@@ -1,0 +1,193 @@
+"""Runs that are interrupted go on exactly: processes are killed and files damaged for it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiogen_fast.errors import CheckpointError
+from audiogen_fast.training.checkpoint import tensors_of
+
+SCRIPT = Path(__file__).with_name("run_small.py")
+
+
+def start(folder, changes, *fault):
+    command = [sys.executable, SCRIPT, folder, *fault, "--", *changes, "parallel.threads=1"]
+    return subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def everything(solver):
+    """All tensors and values that the solver's checkpoints hold."""
+    values = {name: part.values() for name, part in (solver.common | solver.own).items()}
+    tensors = {name: t.clone() for name, t in tensors_of(solver.common).items()}
+    return tensors, json.loads(json.dumps(values))
+
+
+def assert_same(one, other):
+    assert one[0].keys() == other[0].keys() and len(one[0]) > 100
+    for name, tensor in one[0].items():
+        assert torch.equal(tensor, other[0][name]), name
+    assert one[1] == other[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, small_changes):
+    """What ten updates without an interruption give."""
+    from audiogen_fast.training.parallel import Ranks
+    from audiogen_fast.training.recipe import load_recipe
+    from audiogen_fast.training.solver_lm import LMSolver
+
+    folder = tmp_path_factory.mktemp("whole")
+    with torch.random.fork_rng(devices=[]):
+        solver = LMSolver(
+            load_recipe("debug", [*small_changes, f"folder={folder}"]), Ranks(), lambda _: None
+        )
+        solver.run()
+        return everything(solver)
+
+
+def test_the_draws_matter(whole, make_solver, small_config):
+    """Or the tests below would prove little: another seed gives other weights."""
+    solver = make_solver(small_config("other", "seed=1"))
+    solver.run()
+    one, other = whole[0]["model.emb.0.weight"], everything(solver)[0]["model.emb.0.weight"]
+    assert not torch.equal(one, other)
+
+
+def test_five_and_five_are_ten(whole, make_solver, small_config):
+    first = make_solver(small_config("run", "dataset.num_workers=1"))
+    first.config.optim.epochs = 1  # the schedule still knows of two
+    first.run()
+    assert first.step == 5
+    second = make_solver(small_config("run"))
+    second.run()
+    assert_same(everything(second), whole)
+
+
+def test_sigterm(whole, small_changes, make_solver, small_config, lines):
+    config = small_config("run")
+    process = start(config.folder, [*small_changes, "checkpoint.every=100"])
+    log = Path(config.folder, "log.jsonl")
+    while process.poll() is None and not (log.exists() and '"step": 2' in log.read_text()):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "stopped by signal 15 after update" in output
+    solver = make_solver(config)
+    (saved,) = solver.checkpoints.steps()
+    assert 2 <= saved < 10
+    solver.run()
+    assert lines[0] == f"going on from {solver.checkpoints.path(saved)}"
+    assert_same(everything(solver), whole)
+
+
+@pytest.mark.parametrize("point", ["data", "manifest", "rename", "retire"])
+def test_sigkill_while_saving(whole, small_changes, make_solver, small_config, point):
+    """The save of update 8 never ends; that of update 6 is used, or the one that was complete."""
+    config = small_config("run", "checkpoint.every=2", "checkpoint.keep_last=1")
+    changes = [*small_changes, "checkpoint.every=2", "checkpoint.keep_last=1"]
+    process = start(config.folder, changes, point, 8)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == -signal.SIGKILL, output
+    folder = Path(config.folder, "checkpoints")
+    assert (folder / "step-00000008.tmp").is_dir() == (point != "retire")
+    solver = make_solver(config)
+    assert solver.checkpoints.steps()[-1] == (8 if point == "retire" else 6)
+    solver.run()
+    assert_same(everything(solver), whole)
+    # The leftovers of the killed save are gone with the next one, and so are older checkpoints.
+    names = sorted(path.name for path in folder.iterdir())
+    assert "step-00000010" in names and not [n for n in names if n.endswith(".tmp")]
+    assert len(names) <= 2  # the last and the best
+
+
+def damage(path, kind):
+    if kind == "bit":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif kind == "cut":
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("__0_0.distcp", "bit"),
+        ("__0_0.distcp", "cut"),
+        (".metadata", "gone"),
+        ("state.json", "bit"),
+        ("manifest.json", "cut"),
+    ],
+)
+def test_damaged_newest(whole, make_solver, small_config, lines, file, kind):
+    first = make_solver(small_config("run"))
+    first.run()
+    assert first.checkpoints.steps() == [5, 10]
+    damage(first.checkpoints.path(10) / file, kind)
+    lines.clear()
+    second = make_solver(small_config("run"))
+    second.run()
+    told = "\n".join(lines[:2])
+    assert "step-00000010 is damaged" in told and file in told
+    assert "going on from" in told and "step-00000005" in told
+    assert_same(everything(second), whole)
+
+
+def test_all_damaged(make_solver, small_config):
+    solver = make_solver(small_config("run", "optim.epochs=1"))
+    solver.run()
+    damage(solver.checkpoints.path(5) / "__0_0.distcp", "bit")
+    with pytest.raises(CheckpointError, match="every one"):
+        make_solver(small_config("run")).run()
+
+
+def test_another_architecture_is_refused(make_solver, small_config):
+    make_solver(small_config("run", "optim.epochs=1")).run()
+    with pytest.raises(CheckpointError, match="does not fit"):
+        make_solver(small_config("run", "transformer_lm.dim=48")).run()
+
+
+def test_hostile_index(make_solver, small_config, tmp_path):
+    """The index of a checkpoint is a pickle; it must not run what is in it."""
+    import hashlib
+    import pickle
+
+    solver = make_solver(small_config("run", "optim.epochs=1"))
+    solver.run()
+    folder, target = solver.checkpoints.path(5), tmp_path / "executed"
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (target,))
+
+    content = pickle.dumps(Hostile())
+    (folder / ".metadata").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest[".metadata"] = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError):
+        make_solver(small_config("run")).run()
+    assert not target.exists()
+
+
+def test_the_best_is_kept(make_solver, small_config):
+    solver = make_solver(small_config("run", "checkpoint.keep_last=1", "optim.epochs=3"))
+    losses = iter([3.0, 1.0, 2.0])
+    solver.validate = lambda: {"ce": next(losses)}
+    solver.run()
+    assert solver.checkpoints.steps() == [10, 15]

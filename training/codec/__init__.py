@@ -1,0 +1,1 @@
+"""Training of the codec: losses, discriminators, metrics and the solver."""

@@ -1,0 +1,378 @@
+"""Configuration of the codec's training; the sections are those of the original's `xp.cfg`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from audiogen_fast.config import Config
+from audiogen_fast.errors import check
+from audiogen_fast.training.config import DatasetConfig, DatasetPart, TrainConfig
+from audiogen_fast.training.fields import to_dict
+
+Free = dict[str, Any]
+
+
+@dataclass
+class SEANetDecoderConfig:
+    trim_right_ratio: float = 1.0
+    """Share of a causal up-sampling's surplus that is cut off on the right."""
+    final_activation: str | None = None
+    """Name in torch.nn of an activation of the audio; none: no activation."""
+    final_activation_params: Free | None = None
+    """Options of that activation."""
+
+
+@dataclass
+class SEANetConfig:
+    dimension: int = 128
+    """Channels of the latents."""
+    n_filters: int = 64
+    """Channels next to the audio; they double with every ratio."""
+    n_residual_layers: int = 1
+    """Residual blocks per ratio."""
+    ratios: list[int] = field(default_factory=lambda: [8, 5, 4, 2])
+    """Up-sampling of the decoder's blocks; their product is the samples of a frame."""
+    activation: str = "ELU"
+    """Name in torch.nn."""
+    activation_params: Free = field(default_factory=lambda: {"alpha": 1.0})
+    """Options of the activation."""
+    norm: Literal["none", "weight_norm", "spectral_norm", "time_group_norm"] = "weight_norm"
+    """Normalisation of the convolutions."""
+    norm_params: Free = field(default_factory=dict)
+    """Options of the normalisation."""
+    kernel_size: int = 7
+    """Of the first convolution."""
+    last_kernel_size: int = 7
+    """Of the last convolution."""
+    residual_kernel_size: int = 3
+    """Of the residual blocks."""
+    dilation_base: int = 2
+    """Residual block j is dilated by its j-th power."""
+    causal: bool = False
+    """No convolution sees the future."""
+    pad_mode: str = "constant"
+    """How convolutions continue the audio at its ends."""
+    true_skip: bool = True
+    """The shortcut of a residual block is the identity."""
+    compress: int = 2
+    """Residual blocks are narrower by this factor inside."""
+    lstm: int = 2
+    """Layers of LSTM next to the latents."""
+    disable_norm_outer_blocks: int = 0
+    """Blocks next to the audio without normalisation."""
+    encoder: Free = field(default_factory=dict)
+    """Options of the encoder alone."""
+    decoder: SEANetDecoderConfig = field(default_factory=SEANetDecoderConfig)
+    """Options of the decoder alone."""
+
+
+@dataclass
+class EncodecConfig:
+    renormalize: bool = False
+    """Scale every clip to unit volume before encoding."""
+
+
+@dataclass
+class RVQConfig:
+    n_q: int = 4
+    """Codebooks."""
+    bins: int = 2048
+    """Entries of each codebook."""
+    q_dropout: bool = False
+    """Use a random number of codebooks in each update, for all items alike."""
+    decay: float = 0.99
+    """Of the moving averages that the codebooks are made of."""
+    kmeans_init: bool = True
+    """The first batch makes the codebooks."""
+    kmeans_iters: int = 50
+    """Iterations of that."""
+    threshold_ema_dead_code: float = 2.0
+    """Entries used less often than this, per batch, are replaced; 0: never."""
+    orthogonal_reg_weight: float = 0.0
+    """Weight of the orthogonal regularisation."""
+    orthogonal_reg_active_codes_only: bool = False
+    """It regards the entries of the batch only."""
+    orthogonal_reg_max_codes: int | None = None
+    """It regards so many random entries."""
+
+
+@dataclass
+class LossWeights:
+    """0: the loss is computed and logged, not learnt from (`adv` and `feat`: not computed)."""
+
+    adv: float = 4.0
+    """Adversarial loss, of each discriminator."""
+    feat: float = 4.0
+    """Feature matching, of each discriminator."""
+    l1: float = 0.1
+    """Mean absolute difference of samples."""
+    l2: float = 0.0
+    """Mean squared difference of samples."""
+    mrstft: float = 0.0
+    """Multi-resolution STFT loss."""
+    mel: float = 0.0
+    """L1 of mel spectrograms."""
+    msspec: float = 2.0
+    """Multi-scale mel spectrogram loss."""
+    sisnr: float = 0.0
+    """Minus the scale-invariant signal-to-noise ratio."""
+
+
+@dataclass
+class BalancerConfig:
+    balance_grads: bool = True
+    """Weights are shares of the gradient; False: a plain weighted sum."""
+    ema_decay: float = 0.999
+    """Of the averages of the gradients' norms."""
+    per_batch_item: bool = True
+    """Norms of each item's gradient, averaged; False: of the batch's gradient."""
+    total_norm: float = 1.0
+    """Norm that balanced gradients add up to at most."""
+    penalty_weight: float = 1.0
+    """Weight of the quantiser's own loss, which is not balanced."""
+
+
+@dataclass
+class AdversarialConfig:
+    every: float = 1.0
+    """The discriminators learn in one of so many updates, at random."""
+    adversaries: list[Literal["msstftd", "mpd", "msd"]] = field(default_factory=lambda: ["msstftd"])
+    """Which discriminators; an empty list: none."""
+    adv_loss: Literal["hinge", "hinge2", "mse"] = "hinge"
+    """Kind of the adversarial loss."""
+
+
+@dataclass
+class STFTDiscriminatorConfig:
+    """See `discriminators.MultiScaleSTFTDiscriminator`."""
+
+    filters: int = 32
+    """Channels of the first layer."""
+    n_ffts: list[int] = field(default_factory=lambda: [1024, 2048, 512, 256, 128])
+    """Lengths of the transforms in samples, one discriminator each."""
+    hop_lengths: list[int] = field(default_factory=lambda: [256, 512, 128, 64, 32])
+    """Samples between frames."""
+    win_lengths: list[int] = field(default_factory=lambda: [1024, 2048, 512, 256, 128])
+    """Lengths of the windows."""
+    filters_scale: int = 1
+    """Growth of the channels from layer to layer."""
+    norm: Literal["none", "weight_norm", "spectral_norm"] = "weight_norm"
+    """Normalisation of all layers but the first."""
+    negative_slope: float = 0.3
+    """Of the leaky ReLU."""
+
+
+@dataclass
+class PeriodDiscriminatorConfig:
+    """See `waveform_discriminators.MultiPeriodDiscriminator`."""
+
+    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
+    """In samples, one discriminator each."""
+    filters: int = 8
+    """Channels of the first layer over `filters_scale`."""
+    filters_scale: int = 4
+    """Growth of the channels from layer to layer."""
+    max_filters: int = 1024
+    """Most channels."""
+
+
+@dataclass
+class ScaleDiscriminatorConfig:
+    """See `waveform_discriminators.MultiScaleDiscriminator`."""
+
+    num_scales: int = 3
+    """Discriminators, each at half the rate of the one before."""
+    filters: int = 16
+    """Channels of the first layer."""
+    max_filters: int = 1024
+    """Most channels."""
+    downsample_scales: list[int] = field(default_factory=lambda: [4, 4, 4, 4])
+    """Strides of the inner layers."""
+
+
+@dataclass
+class MelConfig:
+    """See `spectral_losses.MelSpectrogramL1Loss`."""
+
+    n_fft: int = 1024
+    """Samples of the transform."""
+    hop_length: int = 256
+    """Samples between frames."""
+    n_mels: int = 64
+    """Bands."""
+    f_min: float = 64.0
+    """Lower end in Hz."""
+    f_max: float | None = None
+    """Upper end in Hz; none: half the sample rate."""
+    normalized: bool = False
+    """Divide by the energy of the window."""
+    floor_level: float = 1e-5
+    """Added before the logarithm."""
+
+
+@dataclass
+class MultiScaleMelConfig:
+    """See `spectral_losses.MultiScaleMelSpectrogramLoss`."""
+
+    range_start: int = 6
+    """Binary logarithm of the shortest transform."""
+    range_end: int = 11
+    """Binary logarithm of the longest transform, and 1 more."""
+    n_mels: int = 64
+    """Bands."""
+    f_min: float = 64.0
+    """Lower end in Hz."""
+    f_max: float | None = None
+    """Upper end in Hz; none: half the sample rate."""
+    normalized: bool = True
+    """Divide power by the energy of the windows, and the loss by the sum of its factors."""
+    alphas: bool = False
+    """Weigh the logarithms by the root of the transform's length."""
+    floor_level: float = 1e-5
+    """Added before the logarithm."""
+
+
+@dataclass
+class STFTConfig:
+    """See `stft_losses.MultiResolutionSTFTLoss`."""
+
+    n_ffts: list[int] = field(default_factory=lambda: [1024, 2048, 512])
+    """Lengths of the transforms in samples."""
+    hop_lengths: list[int] = field(default_factory=lambda: [120, 240, 50])
+    """Samples between frames."""
+    win_lengths: list[int] = field(default_factory=lambda: [600, 1200, 240])
+    """Lengths of the windows."""
+    factor_sc: float = 0.5
+    """Weight of spectral convergence."""
+    factor_mag: float = 0.5
+    """Weight of the logarithms."""
+    normalized: bool = False
+    """Divide the transform by the root of its length."""
+
+
+@dataclass
+class SISNRConfig:
+    segment: float | None = 5.0
+    """Seconds of a segment; none: the whole clip."""
+
+
+@dataclass
+class EvaluateConfig:
+    every: int = 25
+    """Epochs between two evaluations, and generations; the last epoch has one too."""
+    visqol: bool = False
+    """Also ViSQOL, which needs a package and takes half a second for each clip."""
+
+
+@dataclass
+class GenerateConfig:
+    samples: int = 8
+    """Reconstructions that are written as audio, with a page to listen."""
+
+
+@dataclass
+class CodecDatasetPart(DatasetPart):
+    segment_duration: float | None = None
+    """Seconds of audio of an item."""
+
+
+@dataclass
+class CodecDatasetConfig(DatasetConfig):
+    train: CodecDatasetPart = field(default_factory=CodecDatasetPart)
+    valid: CodecDatasetPart = field(default_factory=CodecDatasetPart)
+    evaluate: CodecDatasetPart = field(default_factory=CodecDatasetPart)
+    generate: CodecDatasetPart = field(default_factory=CodecDatasetPart)
+
+
+@dataclass
+class CodecConfig(TrainConfig):
+    """Training of an EnCodec."""
+
+    weight_init: Literal["torch", "keep_variance"] = "torch"
+    """Initial weights: those of torch as in the original, or ones that keep the strength of a
+    signal from layer to layer, with which the first minutes learn much more."""
+    dataset: CodecDatasetConfig = field(default_factory=CodecDatasetConfig)
+    encodec: EncodecConfig = field(default_factory=EncodecConfig)
+    seanet: SEANetConfig = field(default_factory=SEANetConfig)
+    rvq: RVQConfig = field(default_factory=RVQConfig)
+    losses: LossWeights = field(default_factory=LossWeights)
+    balancer: BalancerConfig = field(default_factory=BalancerConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    msstftd: STFTDiscriminatorConfig = field(default_factory=STFTDiscriminatorConfig)
+    mpd: PeriodDiscriminatorConfig = field(default_factory=PeriodDiscriminatorConfig)
+    msd: ScaleDiscriminatorConfig = field(default_factory=ScaleDiscriminatorConfig)
+    mel: MelConfig = field(default_factory=MelConfig)
+    msspec: MultiScaleMelConfig = field(default_factory=MultiScaleMelConfig)
+    mrstft: STFTConfig = field(default_factory=STFTConfig)
+    sisnr: SISNRConfig = field(default_factory=SISNRConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+
+    def model_config(self) -> Config:
+        """The part that describes the model, in the layout of the original's `xp.cfg`."""
+        audio = {"sample_rate": self.sample_rate, "channels": self.channels}
+        return Config(
+            device="cpu",
+            dtype="float32",
+            **audio,
+            compression_model="encodec",
+            encodec={
+                "autoencoder": "seanet",
+                "quantizer": "rvq",
+                **audio,
+                "causal": self.seanet.causal,
+                **to_dict(self.encodec),
+            },
+            seanet={"channels": self.channels, **to_dict(self.seanet)},
+            rvq=to_dict(self.rvq),
+        )
+
+    def validate(self) -> None:
+        super().validate()
+        weights = to_dict(self.losses)
+        for name, weight in weights.items():
+            check(weight >= 0, f"losses.{name} must be at least 0, got {weight}")
+        learnt = dict(weights)
+        if not self.adversarial.adversaries:
+            learnt["adv"] = learnt["feat"] = 0.0
+        check(any(learnt.values()), "losses must have a weight above 0 that applies, got none")
+        check(
+            self.adversarial.every >= 1,
+            f"adversarial.every must be at least 1, got {self.adversarial.every}",
+        )
+        check(
+            self.balancer.penalty_weight >= 0,
+            f"balancer.penalty_weight must be at least 0, got {self.balancer.penalty_weight}",
+        )
+        check(
+            self.optim.accumulate == 1,
+            "optim.accumulate must be 1: a codec learns its codebooks from whole batches, got "
+            f"{self.optim.accumulate}",
+        )
+        check(
+            self.parallel.mode != "fsdp",
+            "parallel.mode must be single or ddp: a codec is small enough for each process, got "
+            "fsdp",
+        )
+        check(
+            self.parallel.dtype == "float32",
+            f"parallel.dtype must be float32 for a codec, got {self.parallel.dtype}",
+        )
+        check(
+            self.evaluate.every > 0, f"evaluate.every must be positive, got {self.evaluate.every}"
+        )
+        self._check_segments()
+
+    def _check_segments(self) -> None:
+        """Segments must be long enough for every transform."""
+        needed = {"losses.mrstft": max(self.mrstft.n_ffts) // 2 + 1}
+        if "msstftd" in self.adversarial.adversaries:
+            needed["msstftd"] = max(self.msstftd.n_ffts)
+        for part in ("train", "valid"):
+            seconds = getattr(self.dataset, part).segment_duration or self.dataset.segment_duration
+            samples = int(seconds * self.sample_rate)
+            for name, least in needed.items():
+                check(
+                    samples >= least,
+                    f"dataset.{part}.segment_duration must have at least {least} samples for "
+                    f"{name}, got {samples}",
+                )

@@ -1,0 +1,224 @@
+"""Training of a codec: generator and discriminators in turn (Défossez et al. 2022)."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiogen_fast.errors import check
+from audiogen_fast.models.builders import get_compression_model
+from audiogen_fast.models.encodec import EncodecModel
+from audiogen_fast.quantization import QuantizedResult
+from audiogen_fast.training.codec.adversarial import AdversarialLoss, average_gradients
+from audiogen_fast.training.codec.balancer import Balancer
+from audiogen_fast.training.codec.config import CodecConfig
+from audiogen_fast.training.codec.init import keep_variance
+from audiogen_fast.training.codec.metrics import CodebookUsage
+from audiogen_fast.training.codec.parts import (
+    loss_weights,
+    make_discriminators,
+    make_losses,
+)
+from audiogen_fast.training.codec.pretrained import load_weights
+from audiogen_fast.training.codec.stages import Measures, write_reconstructions
+from audiogen_fast.training.data import Batch
+from audiogen_fast.training.ema import ModuleEMA
+from audiogen_fast.training.loaders import make_loader
+from audiogen_fast.training.optimizers import (
+    clip_factor,
+    gradient_norm,
+    make_optimizer,
+    scale_gradients,
+)
+from audiogen_fast.training.parts import ModulePart, OptimizerPart, ValuesPart
+from audiogen_fast.training.schedules import Schedule
+from audiogen_fast.training.solver import Solver, Update
+
+
+class CodecSolver(Solver):
+    """Trains an EnCodec; see `Solver` and `CodecConfig`."""
+
+    config: CodecConfig
+    best_metric = "mel_distance"
+
+    def build(self) -> None:
+        config, device = self.config, self.ranks.device
+        check(config.dataset.train.source is not None, "dataset.train.source must be given")
+        self.model: EncodecModel = get_compression_model(config.model_config())
+        if config.weight_init == "keep_variance":
+            keep_variance(self.model)
+        if config.continue_from is not None:
+            load_weights(self.model, config.continue_from)
+        self.model.to(device)
+        self.optimizer = make_optimizer(self.model.parameters(), config.optim)
+        self.losses = make_losses(config).to(device)
+        weights = loss_weights(config)
+        self.balancer = Balancer(
+            weights,
+            config.balancer.balance_grads,
+            config.balancer.total_norm,
+            config.balancer.ema_decay,
+            config.balancer.per_batch_item,
+        )
+        self.learnt = [name for name in weights if name in self.losses]
+        self.common = {
+            "model": ModulePart(self.model),
+            "optimizer": OptimizerPart(self.optimizer, {"": self.model}),
+            "balancer": ValuesPart(self.balancer),
+        }
+        self._build_adversaries()
+        total = config.optim.total_updates
+        self.schedules["optimizer"] = Schedule(self.optimizer, config.schedule, total)
+        if config.optim.ema.use:
+            self.averages["model"] = ModuleEMA(self.model, config.optim.ema.decay)
+        self.loaders = {
+            name: make_loader(
+                config,
+                name,
+                self.ranks,
+                require_description=False,
+                segment_duration=getattr(config.dataset, name).segment_duration,
+            )
+            for name in ("train", "valid", "evaluate", "generate")
+        }
+        self.loader = self.loaders["train"]
+
+    def _build_adversaries(self) -> None:
+        config = self.config
+        self.adversaries: dict[str, AdversarialLoss] = {}
+        for name, module in make_discriminators(config).items():
+            module.to(self.ranks.device)
+            optimizer = make_optimizer(module.parameters(), config.optim)
+            kind = config.adversarial.adv_loss
+            self.adversaries[name] = AdversarialLoss(module, optimizer, kind)
+            self.common[f"adversary_{name}"] = ModulePart(module)
+            self.common[f"optimizer_{name}"] = OptimizerPart(optimizer, {"": module})
+            self.schedules[name] = Schedule(optimizer, config.schedule, config.optim.total_updates)
+        self.d_losses = dict.fromkeys(self.adversaries, torch.zeros(()))
+
+    def update(self, batch: Batch) -> Update:
+        wav = batch.wav.to(self.ranks.device, non_blocking=True)
+        self.model.train()
+        restore = self._snapshot()
+        result = self.model(wav)
+        if self._discriminators_learn():
+            for name, adversary in self.adversaries.items():
+                self.d_losses[name] = adversary.train_step(result.x, wav)
+        metrics = self._backward(result, wav)
+        average_gradients(self.model.parameters())
+        norm = gradient_norm(self.optimizer, self.ranks, sharded=False)
+        bad = ~(norm.isfinite() & metrics["loss"].isfinite())
+        made = not self.ranks.max(bad.float()).item()
+        if made:
+            scale_gradients(self.optimizer, clip_factor(norm.item(), self.config.optim.max_norm))
+            self.optimizer.step()
+        else:
+            restore()
+        self.optimizer.zero_grad()
+        metrics["grad_norm"] = norm
+        metrics |= {f"d_{name}": loss for name, loss in self.d_losses.items()}
+        metrics |= self._perplexities(result.codes)
+        return Update(
+            metrics,
+            made,
+            tokens=result.codes.numel(),
+            seconds=wav.shape[0] * wav.shape[-1] / self.model.sample_rate,
+            batch_ids=[vars(info) for info in batch.infos],
+        )
+
+    def _backward(self, result: QuantizedResult, wav: Tensor) -> dict[str, Tensor]:
+        """Gradients of all losses in the model's parameters; their values by name."""
+        balanced = {}
+        for name, adversary in self.adversaries.items():
+            adversarial, features = adversary.generator_losses(result.x, wav)
+            balanced |= {f"adv_{name}": adversarial, f"feat_{name}": features}
+        balanced |= {name: self.losses[name](result.x, wav) for name in self.learnt}
+        balanced = {name: balanced[name] for name in balanced if name in self.balancer.weights}
+        weighted = self.config.balancer.penalty_weight * result.penalty
+        if weighted.requires_grad:
+            weighted.backward(retain_graph=True)
+        loss = self.balancer.backward(balanced, result.x) + weighted.detach()
+        values = {name: value.detach() for name, value in balanced.items()}
+        return {"loss": loss, **values, "penalty": result.penalty.detach()}
+
+    def _discriminators_learn(self) -> bool:
+        """One in `adversarial.every` updates, the same for all processes and after a resume."""
+        key = (self.config.seed, self.step)
+        return np.random.default_rng(key).random() <= 1 / self.config.adversarial.every
+
+    def _snapshot(self) -> Callable[[], None]:
+        """A function that takes back what an update changes besides parameters."""
+        buffers = dict(self.model.quantizer.named_buffers())
+        kept = {name: buffer.clone() for name, buffer in buffers.items()}
+        restore_balancer = self.balancer.snapshot()
+
+        def restore() -> None:
+            for name, buffer in buffers.items():
+                buffer.copy_(kept[name])
+            restore_balancer()
+
+        return restore
+
+    def _perplexities(self, codes: Tensor) -> dict[str, Tensor]:
+        usage = CodebookUsage(self.model.total_codebooks, self.model.cardinality, codes.device)
+        usage.update(codes)
+        return {f"ppl_q{k}": value for k, value in enumerate(usage.perplexities().unbind(), 1)}
+
+    def validate(self) -> dict[str, float]:
+        return self._measure("valid")
+
+    def after_epoch(self, epoch: int) -> dict[str, dict[str, float]]:
+        every, last = self.config.evaluate.every, epoch == self.config.optim.epochs
+        if epoch % every and not last:
+            return {}
+        found = {"evaluate": self._measure("evaluate", self.config.evaluate.visqol)}
+        loader = self.loaders["generate"]
+        if loader is not None and self.ranks.is_main:
+            folder = self.folder / "samples" / f"epoch-{epoch:04d}"
+            samples = self.config.generate.samples
+            self.model.eval()
+            write_reconstructions(self.model, loader, samples, folder, self.tell)
+        self.ranks.barrier()
+        return {name: metrics for name, metrics in found.items() if metrics}
+
+    def _measure(self, name: str, visqol: bool = False) -> dict[str, float]:
+        """Metrics of the model on a part of the data; {} without it."""
+        loader = self.loaders[name]
+        if loader is None:
+            return {}
+        self.model.eval()
+        measures = Measures(self.model, self.losses, visqol)
+        for batch in loader:
+            measures.update(batch)
+        return measures.metrics(self.ranks)
+
+    @classmethod
+    def dry_run(cls, config: CodecConfig, world_size: int) -> dict[str, str]:
+        batch = config.dataset.batch_of("train")
+        check(
+            batch % world_size == 0,
+            f"dataset.batch_size must be a multiple of the {world_size} processes, got {batch}",
+        )
+        with torch.device("meta"):
+            model = get_compression_model(config.model_config())
+            adversaries = make_discriminators(config)
+        codec = sum(p.numel() for p in model.parameters())
+        buffers = sum(b.numel() for b in model.buffers())
+        others = {n: sum(p.numel() for p in a.parameters()) for n, a in adversaries.items()}
+        # Floats: weight, gradient and two moments of each parameter, and the moving average.
+        state = 4 * (codec + sum(others.values())) + buffers
+        state += (codec + buffers) if config.optim.ema.use else 0
+        seconds = config.dataset.train.segment_duration or config.dataset.segment_duration
+        frames = -(-int(seconds * config.sample_rate) // model.encoder.hop_length)
+        rate = model.frame_rate * config.rvq.n_q * np.log2(config.rvq.bins) / 1000
+        return {
+            "codec parameters": f"{codec:,}",
+            "codebook entries": f"{config.rvq.n_q} x {config.rvq.bins:,}",
+            **{f"{name} parameters": f"{number:,}" for name, number in others.items()},
+            "bit rate": f"{rate:g} kb/s",
+            "state per process": f"{4 * state / 2**30:.2f} GiB, without activations",
+            "audio per update": f"{batch * seconds:g} s",
+            "codes per update": f"{batch * frames * config.rvq.n_q:,}",
+            "updates": f"{config.optim.total_updates:,}",
+        }

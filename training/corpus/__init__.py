@@ -1,0 +1,1 @@
+"""A corpus of captioned sounds from Debian packages, for training without any download of data."""

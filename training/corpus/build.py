@@ -1,0 +1,182 @@
+"""Make a corpus of captioned sounds from Debian packages; nothing is installed.
+
+    python -m audiogen_fast.training.corpus.build OUT --packages-dir DEBS [--download]
+
+Takes the `.deb` files of the packages (`packages.py`; `--only` names some of them) from DEBS, which
+`--download` fills with `apt-get download`, and writes OUT/audio/*.flac (mono, 16 bits),
+OUT/manifest.csv and OUT/ATTRIBUTION.md. Captions were written for the names and titles that the
+packages give their sounds (`captions.tsv`); sounds without one are left out.
+"""
+
+import argparse
+import hashlib
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from audiogen_fast.data.audio import audio_read
+from audiogen_fast.data.audio_utils import convert_audio, convert_audio_channels
+from audiogen_fast.errors import AudioFileError, check
+from audiogen_fast.training.corpus.containers import Member, members
+from audiogen_fast.training.corpus.packages import FREE, PACKAGES, CaptionRules, Package
+from audiogen_fast.training.data.manifest import write_manifest
+
+CAPTIONS = Path(__file__).with_name("captions.tsv")
+_PEAK = 0.89
+_QUIET_DB = -50.0
+"""Below the peak; ends of a sound that are quieter are cut off."""
+_MIN_SECONDS, _MAX_SECONDS, _MAX_PIECES = 0.2, 10.0, 2
+_MAX_PER_CAPTION = 40
+
+
+def build(output: Path, debs: Path, packages: Sequence[Package], sample_rate: int) -> list[dict]:
+    """Write the corpus; returns the rows of its manifest."""
+    rules = CaptionRules(CAPTIONS)
+    (output / "audio").mkdir(parents=True, exist_ok=True)
+    rows: list[dict] = []
+    seen: set[str] = set()
+    captions: Counter[str] = Counter()
+    for package in packages:
+        counts: Counter[str] = Counter()
+        deb = _deb(debs, package)
+        version = deb.name.split("_")[1].replace("%3a", ":")
+        for member, licence, caption in _chosen(package, deb, rules, counts):
+            try:
+                pieces = trimmed(member.content, sample_rate)
+            except AudioFileError:
+                counts["unreadable"] += 1
+                continue
+            for number, pcm in enumerate(pieces):
+                digest = hashlib.sha1(pcm.tobytes()).hexdigest()
+                if digest in seen or captions[caption] >= _MAX_PER_CAPTION:
+                    counts["double or too many of a caption"] += 1
+                    continue
+                seen.add(digest)
+                captions[caption] += 1
+                counts["kept"] += 1
+                name = f"audio/{_name(package, member, number, digest)}.flac"
+                soundfile.write(output / name, pcm, sample_rate, "PCM_16")
+                rows.append(
+                    {
+                        "path": name,
+                        "caption": caption,
+                        "duration": len(pcm) / sample_rate,
+                        "sample_rate": sample_rate,
+                        "licence": licence,
+                        "source_package": package.name,
+                        "source_version": version,
+                        "member": member.name,
+                        "credit": package.credit_of(member),
+                        "split": _split(member.name),
+                        "sha1": digest,
+                    }
+                )
+        print(package.name, version, dict(counts), flush=True)
+    write_manifest(output / "manifest.csv", rows)
+    (output / "ATTRIBUTION.md").write_text(attribution(rows), "utf-8")
+    return rows
+
+
+def _chosen(
+    package: Package, deb: Path, rules: CaptionRules, counts: Counter[str]
+) -> Iterator[tuple[Member, str, str]]:
+    """Sounds that have a caption and a free licence, with both."""
+    found = list(members(deb))
+    copyright = next((m for m in found if m.name.endswith(f"doc/{package.name}/copyright")), None)
+    text = "" if copyright is None else copyright.content.decode("utf-8", "replace")
+    sounds = [m for m in found if not m.name.endswith("/copyright")]
+    for member in sorted(sounds, key=lambda m: m.name):
+        if not re.search(package.keep, member.name):
+            continue
+        caption = rules.caption(package.name, member.name)
+        licence = package.licence_of(member, text)
+        if caption is None:
+            counts["without caption"] += 1
+        elif licence not in FREE:
+            counts["other licence"] += 1
+        else:
+            yield member, licence, caption
+
+
+def trimmed(content: bytes, sample_rate: int) -> list[np.ndarray]:
+    """A sound as int16 pieces of at most 10 s, without silence at its ends, its peak at -1 dB."""
+    wav, rate = audio_read(BytesIO(content))
+    wav = convert_audio(convert_audio_channels(wav, 1), rate, sample_rate, 1)[0]
+    if wav.numel() == 0 or not torch.isfinite(wav).all() or wav.abs().max() < 1e-3:
+        return []
+    wav = wav * (_PEAK / wav.abs().max())
+    hop = sample_rate // 100
+    frames = len(wav) // hop
+    level = wav[: frames * hop].view(frames, hop).square().mean(1).sqrt()
+    loud = torch.nonzero(level > _PEAK * 10 ** (_QUIET_DB / 20)).flatten().tolist()
+    if loud:
+        wav = wav[max(0, loud[0] - 2) * hop : (loud[-1] + 5) * hop]
+    length = int(_MAX_SECONDS * sample_rate)
+    pieces = wav.split(length)[:_MAX_PIECES]
+    least = int(_MIN_SECONDS * sample_rate)
+    kept = [p for n, p in enumerate(pieces) if len(p) >= (least if n == 0 else 2 * sample_rate)]
+    return [(piece * 32767).round().to(torch.int16).numpy() for piece in kept]
+
+
+def attribution(rows: Sequence[dict]) -> str:
+    """Who made what, under which licence."""
+    lines = ["# Attribution", "", "| file | sound | licence | credit |", "|---|---|---|---|"]
+    for row in rows:
+        cells = (
+            row["path"],
+            f"{row['source_package']} {row['source_version']}, {row['member']}",
+            row["licence"],
+            row["credit"],
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _name(package: Package, member: Member, number: int, digest: str) -> str:
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", member.name.split("!")[-1].rsplit(".", 1)[0])
+    piece = f"-{number}" if number else ""
+    return f"{package.name}-{stem[-50:].strip('_')}{piece}-{digest[:6]}"
+
+
+def _split(member: str) -> str:
+    """A tenth for tests, whatever else the corpus has."""
+    return "test" if int(hashlib.sha1(member.encode()).hexdigest(), 16) % 10 == 0 else "train"
+
+
+def _deb(folder: Path, package: Package) -> Path:
+    found = sorted(folder.glob(f"{package.name}_*.deb"))
+    check(bool(found), f"packages-dir {folder} has no {package.name}_*.deb; pass --download")
+    return found[-1]
+
+
+def main() -> None:
+    names = [package.name for package in PACKAGES]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--packages-dir", type=Path, required=True)
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+    )
+    parser.add_argument("--download", action="store_true", help="with apt-get, what is missing")
+    parser.add_argument("--sample-rate", type=int, default=16_000)
+    args = parser.parse_args()
+    chosen = [package for package in PACKAGES if package.name in args.only]
+    args.packages_dir.mkdir(parents=True, exist_ok=True)
+    missing = [p.name for p in chosen if not list(args.packages_dir.glob(f"{p.name}_*.deb"))]
+    if args.download and missing:
+        subprocess.run(["apt-get", "download", "-q", *missing], cwd=args.packages_dir, check=True)
+    rows = build(args.output, args.packages_dir, chosen, args.sample_rate)
+    seconds = sum(row["duration"] for row in rows)
+    print(f"{args.output}: {len(rows)} sounds, {seconds:.0f} s")
+    print(dict(Counter(row["licence"] for row in rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""A run's language model with its codec, as folders that `get_pretrained` and audiocraft load."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from audiogen_fast import __version__
+from audiogen_fast.config import Config, to_yaml
+from audiogen_fast.errors import CheckpointError, check
+from audiogen_fast.files import write_atomically
+from audiogen_fast.models import loaders
+from audiogen_fast.models.encodec import CompressionModel
+from audiogen_fast.models.hf_encodec import HFEncodecCompressionModel
+from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.saving import save_pretrained
+from audiogen_fast.models.stereo import InterleaveStereoCompressionModel
+from audiogen_fast.training import lora
+from audiogen_fast.training.checkpoint import Checkpoints, find_damage, read_state, read_tensors
+from audiogen_fast.training.codec.export import write_codec
+from audiogen_fast.training.config import TrainConfig
+from audiogen_fast.training.config_lm import LMConfig
+from audiogen_fast.training.lm_build import build_codec, build_lm
+from audiogen_fast.training.parallel import Ranks
+from audiogen_fast.training.recipe import load_recipe
+
+FORMATS = ("audiogen_fast", "audiocraft")
+WEIGHTS = ("ema", "last")
+
+
+@dataclass
+class Exported:
+    """What was written."""
+
+    folder: Path
+    step: int
+    weights: str
+
+
+def run_config(folder: str | Path) -> TrainConfig:
+    """The configuration of a run.
+
+    Raises:
+        InvalidInputError: the folder is not that of a run.
+    """
+    path = Path(folder) / "config.toml"
+    check(path.is_file(), f"run must be the folder of a training run, {path} is not there")
+    return load_recipe(path)
+
+
+def choose_step(folder: str | Path, step: int | str | None) -> int:
+    """The number of a checkpoint that is sound.
+
+    Args:
+        step: a number, `best` (lowest validation loss) or None for the newest.
+    Raises:
+        CheckpointError: it is not there or damaged.
+    """
+    checkpoints = Checkpoints(Path(folder) / "checkpoints", Ranks())
+    steps = checkpoints.steps()
+    if step == "best":
+        losses = {s: read_state(checkpoints.path(s))["metrics"].get("ce") for s in steps}
+        measured = {s: loss for s, loss in losses.items() if loss is not None}
+        step = min(measured, key=measured.__getitem__) if measured else None
+    elif step is None and steps:
+        step = steps[-1]
+    if step not in steps:
+        raise CheckpointError(f"{folder}: has checkpoints of the updates {steps}, asked for {step}")
+    damage = find_damage(checkpoints.path(step))
+    if damage is not None:
+        raise CheckpointError(f"{checkpoints.path(step)} is damaged ({damage}); others: {steps}")
+    return step
+
+
+def load_run(
+    folder: str | Path, step: int | str | None = None, weights: str = "ema"
+) -> tuple[LMConfig, LMModel, int, str]:
+    """The language model of a run, with its adapters still apart.
+
+    Args:
+        step: see `choose_step`.
+        weights: `ema` for the moving average (where the run has one), `last` for the last ones.
+    Returns:
+        Configuration, model, update, and which weights they are.
+    """
+    check(weights in WEIGHTS, f"weights must be one of {WEIGHTS}, got {weights!r}")
+    config = run_config(folder)
+    check(
+        isinstance(config, LMConfig),
+        f"run must be one of the lm solver, {folder} is of {config.solver!r}",
+    )
+    step = choose_step(folder, step)
+    path = Checkpoints(Path(folder) / "checkpoints", Ranks()).path(step)
+    lm = build_lm(config)
+    adapters = config.lora
+    if adapters.rank:
+        lora.add_adapters(lm, adapters.rank, adapters.alpha, adapters.targets)
+    averaged = read_state(path)["common"].get("ema_model") or {"count": 0}
+    kind = "ema" if weights == "ema" and averaged["count"] > 0 else "last"
+    prefix = {"ema": "ema_model", "last": "model"}[kind]
+    state = lm.state_dict()
+    if adapters.rank:
+        state = {name: t for name, t in state.items() if lora.is_adapter(name)}
+    read_tensors(path, {f"{prefix}.{name}": tensor for name, tensor in state.items()})
+    return config, lm.eval(), step, kind
+
+
+def export_lm(
+    folder: str | Path,
+    output: str | Path,
+    format: str = "audiogen_fast",
+    step: int | str | None = None,
+    weights: str = "ema",
+    codec: str | None = None,
+) -> Exported:
+    """Write language model and codec of a run for use.
+
+    Args:
+        folder: of the run.
+        output: folder to write to. `audiogen_fast`: safetensors with the text encoder, loaded by
+            `AudioGen.get_pretrained`; `audiocraft`: `state_dict.bin` and
+            `compression_state_dict.bin`, which audiocraft loads too.
+        step, weights: see `load_run`.
+        codec: checkpoint of the codec; None for the run's own.
+    """
+    check(format in FORMATS, f"format must be one of {FORMATS}, got {format!r}")
+    config, lm, step, kind = load_run(folder, step, weights)
+    lm = plain(lm, config)
+    if codec is not None:
+        compression = loaders.get_pretrained_compression_model(codec)
+    else:
+        compression = build_codec(config, torch.device("cpu"))
+    check(compression is not None, "codec must be given: the run was on codes and names none")
+    output = Path(output)
+    if format == "audiogen_fast":
+        save_pretrained(output, lm, compression)
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        _write_original(output, lm, compression)
+    return Exported(output, step, kind)
+
+
+def export_adapter(
+    folder: str | Path, output: str | Path, step: int | str | None = None, weights: str = "ema"
+) -> Exported:
+    """Write the adapters of a run alone; see `lora.apply_adapter`."""
+    config, lm, step, kind = load_run(folder, step, weights)
+    adapters = config.lora
+    check(adapters.rank > 0, f"run must have adapters (lora.rank), {folder} trained all weights")
+    base = str(config.continue_from)
+    lora.save_adapter(Path(output), lm.state_dict(), adapters.rank, adapters.alpha, base)
+    return Exported(Path(output), step, kind)
+
+
+@torch.no_grad()
+def plain(lm: LMModel, config: LMConfig) -> LMModel:
+    """The model with its adapters added into the weights."""
+    from torch.nn.utils import parametrize
+
+    for module in list(lm.modules()):
+        for name in list(getattr(module, "parametrizations", {})):
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return lm
+
+
+def _write_original(output: Path, lm: LMModel, codec: CompressionModel) -> None:
+    _save(output / "state_dict.bin", lm.state_dict(), lm.cfg)
+    if isinstance(codec, InterleaveStereoCompressionModel):
+        codec = codec.model
+    check(
+        not isinstance(codec, HFEncodecCompressionModel),
+        "codec must be an EnCodec of this package for the format audiocraft, got one of "
+        "transformers",
+    )
+    state, cfg = codec.state_dict(), codec.cfg
+    if not any("parametrizations" in name for name in state):
+        # Normalised weights were multiplied out when it was loaded.
+        cfg = Config(cfg, seanet=Config(cfg["seanet"], norm="none", norm_params={}))
+    # audiocraft has no defaults for these two.
+    cfg = Config(cfg, seanet=Config({"encoder": {}, "decoder": {}} | cfg["seanet"]))
+    write_codec(cfg, state, output, "audiocraft")
+
+
+def _save(path: Path, state: Mapping[str, Tensor], cfg: Config) -> None:
+    package = {
+        "best_state": {name: t.detach().cpu().contiguous() for name, t in state.items()},
+        "xp.cfg": to_yaml(cfg),
+        "version": __version__,
+        "exported": True,
+    }
+    buffer = io.BytesIO()
+    torch.save(package, buffer)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,87 @@
+"""The models of a language model's training: fresh, or from a checkpoint."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from audiogen_fast.errors import check
+from audiogen_fast.models import builders, loaders
+from audiogen_fast.models.encodec import CompressionModel
+from audiogen_fast.models.hub import HubOptions, Place
+from audiogen_fast.models.lm import LMModel
+from audiogen_fast.modules.attention import StreamingMultiheadAttention
+from audiogen_fast.modules.text_conditioners import T5Conditioner
+from audiogen_fast.training.config_lm import LMConfig
+
+
+def build_lm(config: LMConfig) -> LMModel:
+    """The language model, float32 on the CPU, in training mode, with its `cfg`.
+
+    From a checkpoint it has that one's architecture; what `config` says of training it (dropout,
+    recomputation, guidance) is taken from there in either case.
+    """
+    if config.continue_from is None:
+        cfg = config.xp_cfg()
+        encoders = None if config.text_encoders is None else Path(config.text_encoders)
+        lm = builders.get_lm_model(cfg, encoders)
+        lm.cfg = cfg
+        for conditioner in lm.condition_provider.conditioners.values():
+            if isinstance(conditioner, T5Conditioner):
+                conditioner.load()
+    else:
+        lm = loaders.load_lm_model(config.continue_from, dtype=torch.float32)
+        for tensor in (*lm.parameters(), *lm.buffers()):
+            tensor.data = tensor.data.clone()  # it may be a view of the file
+        lm.cfg["classifier_free_guidance"] = config.xp_cfg()["classifier_free_guidance"]
+    _set_training_options(lm, config)
+    return lm.train()
+
+
+def _set_training_options(lm: LMModel, config: LMConfig) -> None:
+    options = config.transformer_lm
+    attention = options.dropout if options.attention_dropout is None else options.attention_dropout
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = options.dropout
+        elif isinstance(module, StreamingMultiheadAttention):
+            module.dropout = attention
+    lm.transformer.checkpointing = options.checkpointing
+    lm.cfg_coef = config.classifier_free_guidance.inference_coef
+    # Conditions are dropped before they reach the model, see `cfg_dropout.py`.
+    lm.cfg_dropout.p, lm.att_dropout.p = 0.0, {}
+
+
+def build_codec(config: LMConfig, device: torch.device) -> CompressionModel | None:
+    """The codec, in evaluation mode, or None where nothing names one."""
+    name = config.compression_model_checkpoint
+    if name == "random":
+        # The demo's: random weights that let sounds through, the same for the same seed.
+        from audiogen_fast.demo_model import random_model
+
+        codec = random_model(config.seed, "cpu").compression_model
+    elif name is not None:
+        codec = loaders.get_pretrained_compression_model(name)
+    elif config.continue_from is not None and _has_codec(config.continue_from):
+        codec = loaders.load_compression_model(config.continue_from)
+    else:
+        return None
+    wrapped = {"compression_model_n_q": config.compression_model_n_q}
+    codec = builders.get_wrapped_compression_model(codec, wrapped)
+    return codec.to(device).eval().requires_grad_(False)
+
+
+def _has_codec(name: str) -> bool:
+    return not Place(name, HubOptions()).given
+
+
+def check_codec(codec: CompressionModel, lm: LMModel, config: LMConfig) -> None:
+    """Raise `InvalidInputError` unless codec, language model and data fit together."""
+    facts = (
+        ("transformer_lm.n_q", lm.n_q, codec.num_codebooks),
+        ("transformer_lm.card", lm.card, codec.cardinality),
+        ("sample_rate", config.sample_rate, codec.sample_rate),
+        ("channels", config.channels, codec.channels),
+    )
+    for name, ours, theirs in facts:
+        check(ours == theirs, f"{name} must be the codec's {theirs}, got {ours}")

@@ -1,0 +1,225 @@
+"""Training of the language model."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from audiogen_fast.errors import check
+from audiogen_fast.training import cfg_dropout, lm_loss, lora, parallel
+from audiogen_fast.training.config_lm import LMConfig
+from audiogen_fast.training.data import Batch, Loader
+from audiogen_fast.training.dry_run import dry_run
+from audiogen_fast.training.ema import ModuleEMA
+from audiogen_fast.training.lm_build import build_codec, build_lm, check_codec
+from audiogen_fast.training.lm_samples import Samples, due
+from audiogen_fast.training.loaders import make_loader
+from audiogen_fast.training.optimizers import (
+    LossScaler,
+    clip_factor,
+    gradient_norm,
+    lm_groups,
+    make_optimizer,
+    scale_gradients,
+)
+from audiogen_fast.training.parts import ModulePart, OptimizerPart, ValuesPart
+from audiogen_fast.training.schedules import Schedule
+from audiogen_fast.training.solver import Solver, Update
+
+
+class LMSolver(Solver):
+    """Learns to predict codes from those before them and the description."""
+
+    config: LMConfig
+    best_metric = "ce"
+
+    def build(self) -> None:
+        config, ranks = self.config, self.ranks
+        self.mode = parallel.resolve_mode(config.parallel, ranks)
+        self.codec = build_codec(config, ranks.device)
+        lm = build_lm(config)
+        if self.codec is not None:
+            check_codec(self.codec, lm, config)
+        lm.to(ranks.device)
+        self.lm = lm
+        adapters = config.lora
+        if adapters.rank:
+            lora.add_adapters(lm, adapters.rank, adapters.alpha, adapters.targets)
+        self.loss = lm_loss.LMLoss(lm)
+        self.module = parallel.spread(self.loss, lm.transformer.layers, config.parallel, ranks)
+        self.optimizer = make_optimizer(lm_groups(lm), config.optim)
+        fp16 = config.parallel.dtype == "float16"
+        self.scaler = LossScaler(enabled=fp16)
+        self.common = {
+            "model": ModulePart(lm, trained_only=adapters.rank > 0),
+            "optimizer": OptimizerPart(self.optimizer, {"": lm}),
+            "scaler": ValuesPart(self.scaler),
+        }
+        if config.optim.ema.use:
+            self.averages["model"] = ModuleEMA(lm, config.optim.ema.decay)
+        self.schedules["lr"] = Schedule(self.optimizer, config.schedule, config.optim.total_updates)
+        self.make_loaders()
+
+    @classmethod
+    def dry_run(cls, config: LMConfig, world_size: int) -> dict[str, str]:
+        return dry_run(config, world_size)
+
+    def make_loaders(self) -> None:
+        """Loaders of the training and the validation data."""
+        names = tuple(name for name in self.lm.condition_provider.conditioners)
+        self.loader = make_loader(self.config, "train", self.ranks, names)
+        check(self.loader is not None, "dataset.train.source is missing: what to learn from")
+        self.valid_loader, self.evaluate_loader, generate = (
+            make_loader(self.config, part, self.ranks, names)
+            for part in ("valid", "evaluate", "generate")
+        )
+        self.samples = None
+        if generate is not None and self.codec is not None and self.config.generate.every:
+            self.samples = Samples(self.config, self.codec, generate, self.ranks)
+
+    def update(self, batch: Batch) -> Update:
+        codes, valid = self.codes_of(batch)
+        inputs = self._inputs(batch)
+        n_parts = self.config.optim.accumulate
+        size = len(codes) // n_parts
+        # Each codebook is averaged over all of its places in the whole batch, however it is split.
+        total = self.ranks.sum(lm_loss.valid_counts(self.lm, codes, valid).float())
+        ce = torch.zeros(self.lm.n_q, device=codes.device)
+        for index in range(n_parts):
+            part = slice(index * size, (index + 1) * size)
+            with self._sync(index == n_parts - 1), self._autocast():
+                # DDP and FSDP take the mean of the processes' gradients; this makes it a sum.
+                loss, per_codebook = self.module(
+                    codes[part],
+                    lm_loss.rows(inputs, part),
+                    None if valid is None else valid[part],
+                    total.clamp(min=1) / self.ranks.world_size,
+                )
+                (loss * self.scaler.scale).backward()
+            ce += per_codebook
+        return self._step(batch, codes, ce)
+
+    def _step(self, batch: Batch, codes: Tensor, ce: Tensor) -> Update:
+        scale = self.scaler.scale
+        norm = gradient_norm(self.optimizer, self.ranks, self.mode == "fsdp").item() / scale
+        finite = norm < float("inf")  # false for NaN too
+        if finite:
+            clip = clip_factor(norm, self.config.optim.max_norm)
+            scale_gradients(self.optimizer, clip / scale)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        searching = self.scaler.searching
+        self.scaler.update(finite)
+        metrics = {"loss": ce.mean(), "grad_norm": torch.tensor(norm)}
+        metrics |= {f"ce_q{index + 1}": value for index, value in enumerate(ce)}
+        metrics |= {"ppl": ce.mean().exp(), "lr": torch.tensor(self._rate())}
+        if self.scaler.enabled:
+            metrics["grad_scale"] = torch.tensor(scale)
+        return Update(
+            metrics,
+            made=finite,
+            expected=searching,
+            tokens=codes.numel(),
+            seconds=len(codes) * self.config.dataset.segment_duration,
+            batch_ids=[vars(info) for info in batch.infos],
+        )
+
+    def _rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    @torch.no_grad()
+    def codes_of(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Codes int64 `[B, K, T]`, and the frames that count `[B, T]` (None: all)."""
+        if batch.codes is not None:
+            codes = batch.codes.to(self.ranks.device)
+        else:
+            check(
+                self.codec is not None,
+                "compression_model_checkpoint is missing: the data are audio and need a codec",
+            )
+            codes, _ = self.codec.encode(batch.wav.to(self.ranks.device))
+        if not self.config.tokens.padding_with_special_token:
+            return codes, None
+        frames = torch.tensor(
+            [info.n_frames * codes.shape[-1] // info.total_frames for info in batch.infos],
+            device=codes.device,
+        )
+        valid = torch.arange(codes.shape[-1], device=codes.device) < frames.unsqueeze(1)
+        special = self.lm.special_token_id
+        return torch.where(valid.unsqueeze(1), codes, special), valid
+
+    def _inputs(self, batch: Batch) -> lm_loss.Inputs:
+        """The text of the batch, some of it dropped in training, all parts of one length."""
+        conditions = batch.conditions
+        if self.module.training:
+            rank, world = self.ranks.rank, self.ranks.world_size
+            guidance, size = self.config.classifier_free_guidance, len(batch) * world
+            key = (self.config.seed, self.step, size)
+            kept = cfg_dropout.kept_conditions(*key, guidance.training_dropout, guidance.per_sample)
+            p = self.config.attribute_dropout.get("text", {})
+            attributes = cfg_dropout.kept_attributes(*key, p, guidance.per_sample)
+            ours = slice(rank, None, world)  # how the loader deals the samples out
+            conditions = cfg_dropout.drop(
+                conditions, kept[ours], {name: a[ours] for name, a in attributes.items()}
+            )
+        provider = self.lm.condition_provider
+        inputs = lm_loss.tokenize(provider, conditions, batch.text_embeddings, batch.text_mask)
+        longest = lm_loss.lengths(inputs)
+        if self.ranks.world_size > 1:
+            together = self.ranks.max(torch.tensor(list(longest.values())))
+            longest = dict(zip(longest, together.tolist(), strict=True))
+        return lm_loss.pad(inputs, longest)
+
+    def _autocast(self) -> AbstractContextManager:
+        dtype = parallel.DTYPES[self.config.parallel.dtype]
+        # FSDP gathers the weights in that dtype itself.
+        enabled = dtype != torch.float32 and self.mode != "fsdp"
+        return torch.autocast(self.ranks.device.type, dtype, enabled=enabled)
+
+    def _sync(self, last: bool) -> AbstractContextManager:
+        """Gradients are exchanged after the last part of a batch only."""
+        if self.mode == "fsdp":
+            self.module.set_requires_gradient_sync(last)
+        elif self.mode == "ddp" and not last:
+            return self.module.no_sync()
+        return nullcontext()
+
+    def validate(self) -> dict[str, float]:
+        return {} if self.valid_loader is None else self._measure(self.valid_loader)
+
+    def after_epoch(self, epoch: int) -> dict[str, dict[str, float]]:
+        config, metrics = self.config, {}
+        epochs = config.optim.epochs
+        if self.evaluate_loader is not None and due(config.evaluate.every, epoch, epochs):
+            metrics["evaluate"] = self._measure(self.evaluate_loader)
+        if self.samples is not None and due(config.generate.every, epoch, epochs):
+            metrics["generate"] = self.samples.write(self.lm, epoch, self.tell, self.progress)
+        return metrics
+
+    def _measure(self, loader: Loader) -> dict[str, float]:
+        """Cross entropy and perplexity of each codebook over all places of a data set."""
+        sums = torch.zeros(2, self.lm.n_q, dtype=torch.float64, device=self.ranks.device)
+        self.module.eval()
+        for batch in loader:
+            self.progress()
+            codes, valid = self.codes_of(batch)
+            # Samples that only fill up the last batch do not count.
+            counted = torch.arange(len(codes), device=codes.device) < len(codes) - batch.repeated
+            frames = counted.unsqueeze(1).expand(-1, codes.shape[-1])
+            valid = frames if valid is None else valid & frames
+            with self._autocast():
+                ones = torch.ones(self.lm.n_q, device=codes.device)
+                _, ce = self.module(codes, self._inputs(batch), valid, ones)
+            counts = lm_loss.valid_counts(self.lm, codes, valid)
+            sums += torch.stack([ce.double(), counts.double()])
+        self.module.train()
+        total, counts = self.ranks.sum(sums)
+        ce = (total / counts.clamp(min=1)).tolist()
+        mean = sum(ce) / len(ce)
+        metrics = {"ce": mean, "ppl": _exp(mean)}
+        metrics |= {f"ce_q{index + 1}": value for index, value in enumerate(ce)}
+        return metrics | {f"ppl_q{index + 1}": _exp(value) for index, value in enumerate(ce)}
+
+
+def _exp(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float64).exp())
