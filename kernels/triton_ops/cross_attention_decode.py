@@ -37,6 +37,7 @@ def cross_attention_decode_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_L: tl.constexpr,
+    BLOCKS: tl.constexpr,  # of text slots, for the longest row
     HAS_ACTIVE: tl.constexpr,
 ):
     """One row and head, with a softmax that is carried over blocks of text slots."""
@@ -58,21 +59,25 @@ def cross_attention_decode_kernel(
     top = tl.where(pads > 0, 0.0, float("-inf"))
     total = pads
     values = tl.zeros([BLOCK_D], tl.float32)
-    for begin in range(0, length, BLOCK_L):
-        i = begin + tl.arange(0, BLOCK_L)
-        present = i < length
-        inside = present[:, None] & inside_d[None, :]
-        place = row * stride_r + head * stride_h + i.to(tl.int64)[:, None] * stride_l + d[None, :]
-        k = tl.load(key_ptr + place, mask=inside, other=0.0)
-        v = tl.load(value_ptr + place, mask=inside, other=0.0)
-        scores = tl.where(present, tl.sum(k.to(tl.float32) * q[None, :], 1), float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, 0))
-        weights = tl.exp(scores - higher)
-        # Before anything was added top may be -inf, and its factor is 0.
-        factor = tl.exp(top - higher)
-        total = total * factor + tl.sum(weights, 0)
-        values = values * factor + tl.sum(v.to(tl.float32) * weights[:, None], 0)
-        top = higher
+    for turn in range(0, BLOCKS):
+        begin = turn * BLOCK_L
+        if begin < length:
+            i = begin + tl.arange(0, BLOCK_L)
+            present = i < length
+            inside = present[:, None] & inside_d[None, :]
+            place = (
+                row * stride_r + head * stride_h + i.to(tl.int64)[:, None] * stride_l + d[None, :]
+            )
+            k = tl.load(key_ptr + place, mask=inside, other=0.0)
+            v = tl.load(value_ptr + place, mask=inside, other=0.0)
+            scores = tl.where(present, tl.sum(k.to(tl.float32) * q[None, :], 1), float("-inf"))
+            higher = tl.maximum(top, tl.max(scores, 0))
+            weights = tl.exp(scores - higher)
+            # Before anything was added top may be -inf, and its factor is 0.
+            factor = tl.exp(top - higher)
+            total = total * factor + tl.sum(weights, 0)
+            values = values * factor + tl.sum(v.to(tl.float32) * weights[:, None], 0)
+            top = higher
     # A row with neither text nor padding is exactly zero.
     result = values / tl.where(total > 0, total, 1.0)
     tl.store(out_ptr + own, result.to(out_ptr.dtype.element_ty), mask=inside_d & (d < width))
@@ -121,6 +126,7 @@ def cross_attention_decode(
         require_tensor("active", active, (active.numel(),), (torch.bool,), device)
     if out.numel() == 0:
         return out
+    block = min(max(triton.next_power_of_2(max(text, 1)), 16), _BLOCK)
     with torch.cuda.device_of(keys):  # triton launches on the current device
         cross_attention_decode_kernel[(rows * heads,)](
             q,
@@ -137,7 +143,8 @@ def cross_attention_decode(
             width**-0.5,
             HEAD_DIM=width,
             BLOCK_D=triton.next_power_of_2(width),
-            BLOCK_L=min(max(triton.next_power_of_2(max(text, 1)), 16), _BLOCK),
+            BLOCK_L=block,
+            BLOCKS=triton.cdiv(text, block),
             HAS_ACTIVE=active is not None,
             num_warps=4,
         )

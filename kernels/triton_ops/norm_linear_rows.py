@@ -144,14 +144,16 @@ def rows_kernel(
     if BITS == 4:
         HALF: tl.constexpr = GROUP // 2
         GROUPS: tl.constexpr = (K + GROUP - 1) // GROUP
-        for k in range(begin, end, GROUP):
+        for turn in range(0, SLICE // GROUP):
+            k = begin + turn * GROUP
             place = long_n * GROUPS + k // GROUP
+            present = n < tl.where(k < K, N, 0)  # the last part may have fewer groups
             packed = tl.load(
                 weight_ptr + place[:, None] * HALF + tl.arange(0, HALF)[None, :],
-                mask=inside_n[:, None],
+                mask=present[:, None],
                 other=0,
             )
-            scale = tl.load(scale_ptr + place, mask=inside_n, other=0.0).to(tl.float32)
+            scale = tl.load(scale_ptr + place, mask=present, other=0.0).to(tl.float32)
             cols = k + tl.arange(0, HALF)
             low = _block(
                 x_ptr, rows, mask_m, M, cols, end, norm_weight_ptr, norm_bias_ptr, mean, rstd,
@@ -168,8 +170,8 @@ def rows_kernel(
             acc += sums * scale[:, None]
     else:
         PITCH: tl.constexpr = (K + 15) // 16 * 16 if BITS == 8 else K
-        for k in range(begin, end, BLOCK_K):
-            cols = k + tl.arange(0, BLOCK_K)
+        for turn in range(0, SLICE // BLOCK_K):
+            cols = begin + turn * BLOCK_K + tl.arange(0, BLOCK_K)
             w = tl.load(
                 weight_ptr + long_n[:, None] * PITCH + cols[None, :],
                 mask=inside_n[:, None] & (cols < end)[None, :],

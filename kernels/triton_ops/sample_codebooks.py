@@ -24,7 +24,6 @@ UNKNOWN = -1  # a code that has not been generated yet
 
 _VARYING = (
     "SLOTS",
-    "ROWS",
     "STEPS",
     "sequence_stride_b",
     "sequence_stride_k",
@@ -116,7 +115,7 @@ def sample_codebooks_kernel(
     active_ptr,  # [SLOTS]
     step_ptr,  # [SLOTS]
     ends_ptr,  # [SLOTS]
-    positions_ptr,  # [ROWS]
+    positions_ptr,  # [ROWS_OF_SLOT * SLOTS]
     seeds_ptr,  # [SLOTS]
     items_ptr,  # [SLOTS]
     draws_ptr,  # [SLOTS]
@@ -125,7 +124,6 @@ def sample_codebooks_kernel(
     top_p_ptr,  # [SLOTS]
     counter_ptr,  # [SLOTS], zero
     SLOTS,
-    ROWS,
     CARD,
     STEPS,
     sequence_stride_b,
@@ -133,6 +131,7 @@ def sample_codebooks_kernel(
     mask_stride_b,
     mask_stride_k,
     K: tl.constexpr,
+    ROWS_OF_SLOT: tl.constexpr,
     SAMPLED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -183,7 +182,8 @@ def sample_codebooks_kernel(
             tl.store(step_ptr + slot, step + 1)
             tl.store(draws_ptr + slot, tl.load(draws_ptr + slot) + 1)
             tl.store(active_ptr + slot, step + 1 < tl.load(ends_ptr + slot))
-            for row in range(tl.program_id(0), ROWS, SLOTS):
+            for turn in tl.static_range(ROWS_OF_SLOT):
+                row = slot + turn * SLOTS
                 tl.store(positions_ptr + row, tl.load(positions_ptr + row) + 1)
 
 
@@ -274,12 +274,12 @@ def sample_codebooks(logits: Tensor, slots: Slots, sampled: bool = True) -> None
             slots.top_p,
             slots.counters,
             batch,
-            rows,
             card,
             shape[2],
             *slots.sequence.stride()[:2],
             *slots.pattern_mask.stride()[:2],
             K=n_codebooks,
+            ROWS_OF_SLOT=rows // batch,
             SAMPLED=sampled,
             BLOCK=max(triton.next_power_of_2(card), 16),
             num_warps=8 if card > 1024 else 4,
