@@ -1,6 +1,6 @@
 """How long a training step waits for its data: a folder of thousands of recordings.
 
-    python benchmarks/data_stream.py --folder DISK [--files 4000] [--workers 2] [--out FILE]
+    python -m benchmarks.data_stream --folder DISK [--files 4000] [--workers 2] [--out FILE]
 
 Writes recordings of 2 to 20 s as wav, flac, ogg and mp3, mono and stereo, at 16, 22.05, 44.1 and
 48 kHz to a folder in `DISK`, makes a manifest of it, and reads batches of 10 s segments, mixed:
@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 import torch
-from common import machine, summary, write_result
 
 from audiogen_fast.data.audio import audio_write
 from audiogen_fast.training.data import (
@@ -33,6 +32,7 @@ from audiogen_fast.training.data import (
     write_manifest,
 )
 from audiogen_fast.training.data.probe import probe_folder
+from benchmarks.common import machine, summary, write_result
 
 SEGMENT = 10.0
 LENGTHS = (2, 6, 20)

@@ -12,28 +12,25 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import machine, write_result  # noqa: E402
-
-from audiogen_fast.models.lm import LMModel  # noqa: E402
-from audiogen_fast.modules.codebooks_patterns import DelayedPatternProvider  # noqa: E402
-from audiogen_fast.modules.conditioners import ConditionFuser, ConditioningProvider  # noqa: E402
-from audiogen_fast.training.config import OptimConfig  # noqa: E402
-from audiogen_fast.training.optimizers import (  # noqa: E402
+from audiogen_fast.models.lm import LMModel
+from audiogen_fast.modules.codebooks_patterns import DelayedPatternProvider
+from audiogen_fast.modules.conditioners import ConditionFuser, ConditioningProvider
+from audiogen_fast.training.config import OptimConfig
+from audiogen_fast.training.optimizers import (
     clip_factor,
     gradient_norm,
     lm_groups,
     make_optimizer,
     scale_gradients,
 )
-from audiogen_fast.training.parallel import DTYPES, Ranks  # noqa: E402
+from audiogen_fast.training.parallel import DTYPES, Ranks
+from benchmarks.common import machine, write_result
 
 PEER = Path(__file__).parent / "peers" / "train_step.py"
 PEER_PYTHON = Path(__file__).resolve().parents[1] / ".peers" / "bin" / "python"

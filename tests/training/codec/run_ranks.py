@@ -31,7 +31,7 @@ def main(rank: int, world_size: int, store: str, output: str, changes: list[str]
         # sum is rounding, and Adam makes a step of any size out of it.
         for sub in solver.adversaries["msstftd"].adversary.discriminators:
             sub.conv_post.conv.parametrizations.weight.original0.mul_(100.0)
-            sub.conv_post.conv.bias.add_(0.4)
+            sub.conv_post.conv.bias.add_(1.5)
     whole = make_loader(config, "train", Ranks(), require_description=False)
     losses = []
     for _, batch in zip(range(UPDATES), whole.forever(), strict=False):

@@ -15,6 +15,7 @@ MODEL = {
     "seanet.n_filters": 4,
     "seanet.lstm": 2,
     "rvq.bins": 64,
+    "rvq.decay": 0.99,
     "optim.lr": 3e-4,
     "adversarial.adversaries": '["msstftd"]',
 }
