@@ -125,7 +125,8 @@ def test_wheel_has_one_top_level_package_and_everything_in_it(wheel, source):
     ):
         for path in (source / folder).rglob("*.py"):
             expected.add(f"{target}/{path.relative_to(source / folder).as_posix()}")
-    for name in ("level-crossing.flac", "README.md"):
+    recordings = ("blip.flac", "level-crossing.flac", "sheep.flac", "manifest.csv", "README.md")
+    for name in recordings:
         expected.add(f"audiogen_fast/data/recordings/{name}")
     expected.add("audiogen_fast/training/corpus/captions.tsv")
     inside = {name for name in found if name.startswith("audiogen_fast/")}
