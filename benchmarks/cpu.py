@@ -36,7 +36,7 @@ PEERS = ("audiocraft", "transformers")
 TEXT_LENGTH = 12
 FRAME_RATE = 50
 _PROCESS = 600_000_000  # bytes of a Python process with torch
-_SPARE = 2_000_000_000  # bytes left free: mapped weights that are dropped have to be read again
+_SPARE = 1_500_000_000  # bytes left free: mapped weights that are dropped have to be read again
 _FEW_FAULTS = 100
 
 
