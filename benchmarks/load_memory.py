@@ -3,7 +3,8 @@
     python -m benchmarks.load_memory --folder DISK [--size small] [--out FILE]
 
 Makes a random float16 checkpoint in the released layout in `DISK` (3.7 GB for the medium model),
-loads it in fresh processes, once per dtype, and removes it. The float32 run takes 8 GB of memory.
+loads it in fresh processes, once per dtype and once packed in each format of the native engine, and
+removes it. The float32 run takes 8 GB of memory.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from audiogen_fast.config import parse_config
+from audiogen_fast.config import RELEASED_STRUCTURE, parse_config
+from audiogen_fast.generation.native import NativeEngine
 from audiogen_fast.models.builders import get_lm_model
 from audiogen_fast.models.loaders import load_lm_model
 from benchmarks.common import ROOT, fill_random, machine, require_memory, write_result
@@ -26,27 +28,19 @@ from benchmarks.common import ROOT, fill_random, machine, require_memory, write_
 SIZES = {
     "medium": {"dim": 1536, "num_heads": 24, "num_layers": 48, "card": 2048},
     "small": {"dim": 512, "num_heads": 8, "num_layers": 7, "card": 512},
-    "tiny": {"dim": 8, "num_heads": 1, "num_layers": 1, "card": 8},
+    "tiny": {"dim": 16, "num_heads": 1, "num_layers": 1, "card": 8},
 }
 LIMIT = 1.10
-"""Peak memory over the bytes of the loaded weights."""
+"""Peak memory over the bytes of the loaded weights; packing may take two of the largest matrix in
+float32 on top, which it is read and packed from."""
+QUANTIZED = ("int8", "int4")
 
 
 def configuration(size: str) -> dict:
     """AudioGen's; a table stands in for the text encoder, which is not what is measured."""
     return {
         "lm_model": "transformer_lm",
-        "transformer_lm": SIZES[size]
-        | {
-            "n_q": 4,
-            "hidden_scale": 4,
-            "norm_first": True,
-            "bias_ff": False,
-            "bias_attn": False,
-            "bias_proj": False,
-            "causal": True,
-            "memory_efficient": True,
-        },
+        "transformer_lm": SIZES[size] | RELEASED_STRUCTURE | {"n_q": 4, "hidden_scale": 4},
         "codebooks_pattern": {"modeling": "delay", "delay": {"delays": [0, 1, 2, 3]}},
         "conditioners": {
             "description": {"model": "lut", "lut": {"n_bins": 1, "dim": 1024, "tokenizer": "noop"}}
@@ -79,6 +73,13 @@ def make_checkpoint(folder: Path, size: str) -> int:
     return sum(tensor.numel() for tensor in stored.values())
 
 
+def largest_matrix(size: str) -> int:
+    """Bytes in float32 of the largest matrix that is packed: the joined heads, or the
+    feed-forward's."""
+    sizes = SIZES[size]
+    return 4 * sizes["dim"] * max(4 * sizes["card"], 4 * sizes["dim"])
+
+
 def resident(name: str) -> int:
     """Bytes of memory of this process: `VmRSS` now, or `VmHWM` at its highest."""
     status = Path("/proc/self/status").read_text()
@@ -87,14 +88,16 @@ def resident(name: str) -> int:
 
 def load(folder: Path, warm_up: Path, dtype: str) -> dict:
     """Load in this process and read every weight once; memory over that before, in bytes."""
-    load_lm_model(warm_up, dtype=dtype)  # imports and what they keep
+    _weights(warm_up, dtype)  # imports and what they keep
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
-    model = load_lm_model(folder, dtype=dtype)
+    tensors, copied, owner = _weights(folder, dtype)
     loaded = resident("VmHWM") - before
-    for tensor in model.state_dict().values():
-        tensor.sum()
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    for tensor in tensors:
+        # The sum of bytes would widen them first.
+        (tensor.max if tensor.dtype == torch.uint8 else tensor.sum)()
+    weights = copied + sum(t.numel() * t.element_size() for t in tensors)
+    del owner
     peak = resident("VmHWM") - before
     return {
         "weights_bytes": weights,
@@ -102,6 +105,21 @@ def load(folder: Path, warm_up: Path, dtype: str) -> dict:
         "peak_before_reading_bytes": loaded,
         "peak_to_weights": round(peak / weights, 4),
     }
+
+
+def _weights(folder: Path, dtype: str) -> tuple[list[torch.Tensor], int, object]:
+    """The weights that decoding reads, bytes of those that cannot be seen, and what keeps them.
+
+    The packed ones are those of the native engine, which keeps its own embeddings in float32.
+    """
+    if dtype not in QUANTIZED:
+        model = load_lm_model(folder, dtype=dtype)
+        return list(model.state_dict().values()), 0, model
+    model = load_lm_model(folder, dtype="float16")
+    engine = NativeEngine(model, dtype)
+    engine.prepare()
+    embeddings = 4 * sum(table.weight.numel() for table in model.emb)
+    return list(engine.packed_weights().tensors.values()), embeddings, engine
 
 
 def measure(folder: Path, warm_up: Path, dtype: str) -> dict:
@@ -132,7 +150,7 @@ def main() -> None:
         require_memory(int(parameters * 4 * LIMIT), "the float32 run")
         results = {
             dtype: measure(folder / args.size, folder / "tiny", dtype)
-            for dtype in ("float16", "float32")
+            for dtype in ("float16", "float32", *QUANTIZED)
         }
         settings = {
             "size": args.size,
@@ -140,6 +158,7 @@ def main() -> None:
             "parameters": parameters,
             "stored_bytes": (folder / args.size / "state_dict.bin").stat().st_size,
             "limit": LIMIT,
+            "largest_matrix_bytes": largest_matrix(args.size),
         }
     finally:
         shutil.rmtree(folder)
@@ -149,7 +168,8 @@ def main() -> None:
     for dtype, result in results.items():
         print(
             f"{dtype}: {result['peak_bytes'] / 1e9:.3f} GB for {result['weights_bytes'] / 1e9:.3f}"
-            f" GB of weights, ratio {result['peak_to_weights']:.3f} (limit {LIMIT})"
+            f" GB of weights, ratio {result['peak_to_weights']:.3f} (limit {LIMIT}"
+            + (f" and {2 * largest_matrix(args.size) / 1e9:.3f} GB)" if dtype in QUANTIZED else ")")
         )
     print(path)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from audiogen_fast.models.lm import LMModel
-from audiogen_fast.models.packed import PackedWeights
+from audiogen_fast.models.packed import PackedWeights, is_packed_parameter
 from audiogen_fast.models.weights import release_mapped
 
 Matrix = tuple[str, int, Tensor, Tensor | None]
@@ -43,11 +43,15 @@ def fill(decoder, lm: LMModel) -> None:
         ValueError: weights that are not finite, or packed ones of the wrong size.
     """
     packed = lm.packed
+    scratch = torch.empty(0)  # one for all: hundreds of their own would leave holes in the heap
     for name, index, weight, bias in matrices(lm):
         bias = None if bias is None else floats(bias)
         bias_address = 0 if bias is None else bias.data_ptr()
         if packed is None:
-            wide = floats(weight)
+            wide = weight.detach()
+            if wide.dtype != torch.float32 or not wide.is_contiguous():
+                scratch = scratch if scratch.numel() >= wide.numel() else torch.empty(wide.numel())
+                wide = scratch[: wide.numel()].view_as(wide).copy_(wide)
             decoder.set_matrix(name, index, wide.data_ptr(), *wide.shape, bias_address)
             release_mapped(lm, weight)
         else:
@@ -77,8 +81,12 @@ def packed_size(lm: LMModel, weights: str) -> int:
     """Bytes that the packed matrices of `lm` take, up to some padding."""
     bits = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}[weights]
     total = 0
-    for name, _, weight, _ in matrices(lm):
-        total += weight.numel() * (max(bits, 16) if name == "cross_kv" else bits) // 8
+    for name, weight in lm.named_parameters():
+        if name.endswith("cross_attention.in_proj_weight"):
+            # Two thirds of it project the text, which is packed with at least 16 bits.
+            total += weight.numel() * (bits + 2 * max(bits, 16)) // 24
+        elif is_packed_parameter(name):
+            total += weight.numel() * bits // 8
     return total
 
 

@@ -17,18 +17,23 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 
 def test_peak_memory(project_root, tmp_path):
-    """64 MB of float16: mapped as they are, or converted without both being there at once."""
+    """64 MB of float16: mapped as they are, or converted or packed without both being there."""
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.load_memory", "--folder", str(tmp_path)]
     command += ["--size", "small", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=project_root, env=environment, check=True)
-    results = json.loads(out.read_text())["results"]
+    record = json.loads(out.read_text())
+    results, largest = record["results"], record["settings"]["largest_matrix_bytes"]
     weights = {dtype: result["weights_bytes"] for dtype, result in results.items()}
     assert weights["float32"] == 2 * weights["float16"] > 120e6
     for dtype, result in results.items():
-        assert result["peak_bytes"] <= 1.10 * weights[dtype], dtype
+        # Packing has the matrix at hand in float32, and the heads, the largest, also joined; the
+        # threads that pack take some memory at their first use. All of the file would be 64 MB.
+        spare = 2 * largest + 10e6 if dtype.startswith("int") else 0
+        assert result["peak_bytes"] <= 1.10 * weights[dtype] + spare, dtype
         assert result["peak_bytes"] >= weights[dtype], "it measures nothing"
+    assert weights["int4"] < weights["int8"] < 0.7 * weights["float16"]
     # Mapped weights take no memory before they are used.
     assert results["float16"]["peak_before_reading_bytes"] < 0.1 * weights["float16"]
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
