@@ -117,7 +117,7 @@ class AudioGen:
                 run.
             CheckpointError: files are missing, damaged, hostile, or do not fit.
         """
-        device = _find_device(device)
+        device = loaders.resolve_device(device)
         check_choice(engine, quantize)
         if str(name) == "debug":
             codec = builders.get_debug_compression_model(device, sample_rate=16000)
@@ -135,8 +135,6 @@ class AudioGen:
 
         codec, lm = loaders.load_models(place, device, dtype, as_stored)
         engine = make_engine(engine, lm, quantize, wanted)
-        if isinstance(engine, NativeEngine):
-            engine.prepare()
         try:
             model = AudioGen(str(name), codec, lm, engine=engine)
         except (InvalidInputError, AttributeError, TypeError, ValueError) as error:
@@ -149,6 +147,8 @@ class AudioGen:
                 f"{name}: the language model has {lm.n_q} codebooks of {lm.card} codes, its codec "
                 f"{codec.num_codebooks} of {codec.cardinality}"
             )
+        if isinstance(engine, NativeEngine):
+            engine.prepare()
         return model
 
     from_pretrained = get_pretrained
@@ -484,22 +484,6 @@ class AudioGen:
         audio = decoder.push(run.codes()[..., sent:], last=True)
         if audio is not None:
             yield audio
-
-
-def _find_device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidInputError(
-            f"device must be one of torch's, got {device!r}: {error}"
-        ) from error
-    check(
-        found.type != "cuda" or torch.cuda.is_available(),
-        f"device must be 'cpu', as torch finds no CUDA device here, got {device!r}",
-    )
-    return found
 
 
 def _check_duration(duration: float) -> None:

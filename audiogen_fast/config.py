@@ -8,6 +8,19 @@ import yaml
 
 from audiogen_fast.errors import CheckpointError
 
+RELEASED_STRUCTURE: dict[str, Any] = {
+    "norm_first": True,
+    "causal": True,
+    "cross_attention": True,
+    "memory_efficient": True,
+    "activation": "gelu",
+    "dropout": 0.0,
+    "bias_attn": False,
+    "bias_ff": False,
+    "bias_proj": False,
+}
+"""Arguments of `LMModel`, here and in the original, that every size of the released model has."""
+
 _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 # A configuration is some ten kilobytes and a few levels; anything near these is not one.
 _MAX_YAML = 1 << 18

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audiogen_fast.config import Config, parse_config
+from audiogen_fast.config import RELEASED_STRUCTURE, Config, parse_config
 from audiogen_fast.demo import DESCRIPTIONS
 from audiogen_fast.models import builders
 from audiogen_fast.models.checkpoint import CONFIG_FILE, FORMAT, FORMAT_VERSION, OWN_FILES
@@ -83,19 +83,7 @@ def _configuration(size: str) -> Config:
         "sample_rate": 16000,
         "channels": 1,
         "lm_model": "transformer_lm",
-        "transformer_lm": sizes["lm"]
-        | {
-            "n_q": 4,
-            "hidden_scale": 4,
-            "activation": "gelu",
-            "norm_first": True,
-            "causal": True,
-            "memory_efficient": True,
-            "bias_ff": False,
-            "bias_attn": False,
-            "bias_proj": False,
-            "dropout": 0.0,
-        },
+        "transformer_lm": sizes["lm"] | RELEASED_STRUCTURE | {"n_q": 4, "hidden_scale": 4},
         "codebooks_pattern": {"modeling": "delay", "delay": {"delays": [0, 1, 2, 3]}},
         "classifier_free_guidance": {"training_dropout": 0.1, "inference_coef": 3.0},
         "fuser": {"cross": ["description"]},

@@ -16,21 +16,20 @@ from typing import Any
 import torch
 
 from audiogen_fast import AudioGen
-from audiogen_fast.generation.native import FORMATS, NativeEngine
+from audiogen_fast.generation.native import FORMATS
 from benchmarks.common import process_memory
 
 DESCRIPTION = "footsteps on gravel"
 
 
-def load(folder: Path, name: str, threads: int) -> AudioGen:
+def load(folder: Path, name: str) -> AudioGen:
     """A model that decodes with weights in that format."""
-    if name in ("int8", "int4"):
-        return AudioGen.get_pretrained(folder, device="cpu", quantize=name)
-    model = AudioGen.get_pretrained(folder, device="cpu", engine="eager")
-    if name != "eager":
-        kv = "float32" if name == "float32" else "bfloat16"
-        model.engine = NativeEngine(model.lm, name, kv, threads)
-    return model
+    options = {
+        "eager": {"engine": "eager"},
+        "float32": {"engine": "native"},
+        "bfloat16": {"engine": "native", "dtype": "bfloat16"},
+    }.get(name, {"quantize": name})
+    return AudioGen.get_pretrained(folder, device="cpu", **options)
 
 
 class Clock:
@@ -54,13 +53,13 @@ class Clock:
 
 
 @torch.inference_mode()
-def whole_clip(folder: Path, name: str, seconds: float, threads: int) -> dict[str, float | str]:
+def whole_clip(folder: Path, name: str, seconds: float) -> dict[str, float | str]:
     """Seconds of loading and of each part, real-time factor and memory.
 
     The language model's part is what text and codec leave of the whole.
     """
     start = time.perf_counter()
-    model = load(folder, name, threads)
+    model = load(folder, name)
     model.set_generation_params(duration=0.2)
     model.generate([DESCRIPTION], seed=0)
     ready = time.perf_counter() - start
@@ -94,7 +93,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(json.dumps(whole_clip(args.folder, args.format, args.seconds, args.threads)))
+    print(json.dumps(whole_clip(args.folder, args.format, args.seconds)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every benchmark shares: the machine, its memory, timing, one result file.
 
-Imported in the environments of the peers as well, so it needs nothing but torch.
+Imported in the environments of the peers as well, so it needs nothing but torch and the lightest
+modules of this package.
 """
 
 import json
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from audiogen_fast.memory import free_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -42,20 +45,12 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def available_memory() -> int:
-    """Bytes that can be allocated now without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def require_memory(needed: int, what: str) -> None:
     """Stop with a message rather than be killed half-way."""
-    if available_memory() < needed:
+    if free_memory() < needed:
         raise SystemExit(
             f"{what} needs {needed / 1e9:.1f} GB of memory, "
-            f"{available_memory() / 1e9:.1f} GB are available"
+            f"{free_memory() / 1e9:.1f} GB are available"
         )
 
 

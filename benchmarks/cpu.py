@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from audiogen_fast.memory import free_memory
 from benchmarks.checkpoint import SIZES, default_folder, random_checkpoint
 from benchmarks.common import (
     RESULTS,
     ROOT,
-    available_memory,
     machine,
     read_bandwidth,
     summary,
@@ -165,7 +165,7 @@ def row(plan: Plan, batch: int, name: str, found: dict, parameters: dict) -> dic
 def run(plan: Plan) -> dict[str, Any]:
     """Everything about single steps: rows by batch, the bandwidth, checks and versions."""
     rows, bandwidth, versions, checks = [], 0.0, {}, {}
-    planned = groups(plan, available_memory() - _SPARE)
+    planned = groups(plan, free_memory() - _SPARE)
     print(f"in memory at a time: {planned}", file=sys.stderr)
     peers = {name: start_worker(plan, name) for name in plan.peers}
     for group in planned:

@@ -28,7 +28,6 @@ from benchmarks.common import machine, write_result
 
 LIMITS = {"int8": 0.005, "int4": 0.05}
 """Mean KL divergence in nats that a trained checkpoint should stay below, with guidance."""
-KV_FORMATS = ("float32", "bfloat16")
 RANDOM_WEIGHTS = (
     "These weights are random, without the outliers and the structure of trained ones, and their\n"
     "distributions are unlike those of sounds: the figures show that everything works and how the\n"
@@ -51,7 +50,7 @@ def reference_logits(lm: LMModel, group: RowGroup, sequence: Tensor, guidance: f
 def engine_logits(
     engine: native.NativeEngine, group: RowGroup, codes: Tensor, guidance: float
 ) -> Tensor:
-    """The same by the native engine, which is led through the codes `[B, K, T]` step by step."""
+    """The same by the native engine, one step a call, led through the codes `[B, K, T]`."""
     lm, batch = engine.lm, len(codes)
     keys = make_keys(0, None, batch, torch.device("cpu"))
     greedy = SamplingParams(use_sampling=False)
@@ -60,12 +59,8 @@ def engine_logits(
     job.sequence = job.pattern.build_pattern_sequence(codes, lm.special_token_id)[0]
     given = job.sequence.clone()
     out = torch.full((job.total_steps, batch, lm.n_q, lm.card), float("nan"))
-    at_a_time, native.STEPS_PER_CALL = native.STEPS_PER_CALL, 1
-    try:
-        for done in engine.run(job):
-            engine.decoder().last_logits(out[done - 1].data_ptr())
-    finally:
-        native.STEPS_PER_CALL = at_a_time
+    for done in engine.run(job):
+        engine.decoder().last_logits(out[done - 1].data_ptr())
     assert torch.equal(job.sequence, given)
     return out.permute(1, 2, 0, 3)
 
@@ -119,11 +114,11 @@ def measure(
     references = {g: reference_logits(lm, groups[g], sequence, g)[valid] for g in guidances}
     rows = []
     for name in formats:
-        for kv in KV_FORMATS:
+        for kv in native.KV_FORMATS:
             # One at a time: the packed weights of the one before are gone.
             model.engine = engine = None
             gc.collect()
-            engine = native.NativeEngine(lm, name, kv)
+            engine = native.NativeEngine(lm, name, kv, steps_per_call=1)
             for guidance in guidances:
                 found = engine_logits(engine, groups[guidance], codes, guidance)[valid]
                 row = {"weights": name, "kv": kv, "guidance": guidance}

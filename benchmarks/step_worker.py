@@ -70,8 +70,7 @@ class Ours:
         if name == "eager":
             self.engine = EagerEngine(lm)
         else:
-            kv = "float32" if name == "float32" else "bfloat16"
-            self.engine = NativeEngine(lm, name, kv, threads)
+            self.engine = NativeEngine(lm, name, threads=threads)
 
     def start(self, batch: int, frames: int, text_length: int) -> dict[str, Any]:
         """Begin a clip, after the first few steps of another, which prepare what is reused."""

@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 
 from audiogen_fast.models.lm import LMModel
-from audiogen_fast.modules.codebooks_patterns import DelayedPatternProvider
-from audiogen_fast.modules.conditioners import ConditionFuser, ConditioningProvider
+from audiogen_fast.models.released import released_lm
 from audiogen_fast.training.config import OptimConfig
 from audiogen_fast.training.optimizers import (
     clip_factor,
@@ -71,21 +70,7 @@ class Ours:
         self.clock = args.clock
         self.dtype = DTYPES[args.dtype]
         self.device = torch.device(args.device)
-        self.lm = LMModel(
-            DelayedPatternProvider(shape["n_q"]),
-            ConditioningProvider({}),
-            ConditionFuser({"cross": ["description"]}),
-            **shape,
-            norm_first=True,
-            causal=True,
-            cross_attention=True,
-            memory_efficient=True,
-            activation="gelu",
-            dropout=0.0,
-            bias_attn=False,
-            bias_ff=False,
-            bias_proj=False,
-        ).to(self.device)
+        self.lm = released_lm(shape, "description").to(self.device)
         self.lm.load_state_dict(start["state"])
         self.lm.train()
         self.codes, vectors = start["codes"].to(self.device), start["vectors"].to(self.device)
@@ -213,12 +198,8 @@ def main() -> None:
 def _start(args: argparse.Namespace, shape: dict) -> dict:
     """Weights and a batch without the peer."""
     empty = {"state": {}, "codes": torch.zeros(0), "vectors": torch.zeros(1, 1, 1)}
-    lm = LMModel(
-        DelayedPatternProvider(shape["n_q"]), ConditioningProvider({}),
-        ConditionFuser({"cross": ["description"]}), **shape, norm_first=True, causal=True,
-        cross_attention=True, memory_efficient=True, activation="gelu", bias_attn=False,
-        bias_ff=False, bias_proj=False, weight_init="gaussian", depthwise_init="current",
-    )  # fmt: skip
+    options = {"weight_init": "gaussian", "depthwise_init": "current"}
+    lm = released_lm(shape, "description", **options)
     empty["state"] = lm.state_dict()
     empty["codes"] = torch.randint(0, shape["card"], (args.batch, shape["n_q"], args.frames))
     empty["vectors"] = torch.randn(args.batch, args.text, shape["dim"])

@@ -1,17 +1,12 @@
 """A run's language model with its codec, as folders that `get_pretrained` and audiocraft load."""
 
-import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from audiogen_fast import __version__
-from audiogen_fast.config import Config, to_yaml
+from audiogen_fast.config import Config
 from audiogen_fast.errors import CheckpointError, check
-from audiogen_fast.files import write_atomically
 from audiogen_fast.models import loaders
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.hf_encodec import HFEncodecCompressionModel
@@ -20,7 +15,7 @@ from audiogen_fast.models.saving import save_pretrained
 from audiogen_fast.models.stereo import InterleaveStereoCompressionModel
 from audiogen_fast.training import lora
 from audiogen_fast.training.checkpoint import Checkpoints, find_damage, read_state, read_tensors
-from audiogen_fast.training.codec.export import write_codec
+from audiogen_fast.training.codec.export import write_codec, write_released
 from audiogen_fast.training.config import TrainConfig
 from audiogen_fast.training.config_lm import LMConfig
 from audiogen_fast.training.lm_build import build_codec, build_lm
@@ -167,7 +162,7 @@ def plain(lm: LMModel, config: LMConfig) -> LMModel:
 
 
 def _write_original(output: Path, lm: LMModel, codec: CompressionModel) -> None:
-    _save(output / "state_dict.bin", lm.state_dict(), lm.cfg)
+    write_released(output / "state_dict.bin", lm.state_dict(), lm.cfg)
     if isinstance(codec, InterleaveStereoCompressionModel):
         codec = codec.model
     check(
@@ -182,15 +177,3 @@ def _write_original(output: Path, lm: LMModel, codec: CompressionModel) -> None:
     # audiocraft has no defaults for these two.
     cfg = Config(cfg, seanet=Config({"encoder": {}, "decoder": {}} | cfg["seanet"]))
     write_codec(cfg, state, output, "audiocraft")
-
-
-def _save(path: Path, state: Mapping[str, Tensor], cfg: Config) -> None:
-    package = {
-        "best_state": {name: t.detach().cpu().contiguous() for name, t in state.items()},
-        "xp.cfg": to_yaml(cfg),
-        "version": __version__,
-        "exported": True,
-    }
-    buffer = io.BytesIO()
-    torch.save(package, buffer)
-    write_atomically(path, buffer.getvalue())

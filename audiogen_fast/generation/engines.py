@@ -11,9 +11,9 @@ from audiogen_fast.generation.job import Engine
 from audiogen_fast.generation.native import NativeEngine
 from audiogen_fast.memory import free_memory
 from audiogen_fast.models.lm import LMModel
+from audiogen_fast.ops.weight_formats import FORMATS as QUANTIZED
 
 ENGINES = {"cuda_graph": CudaGraphEngine, "eager": EagerEngine, "native": NativeEngine}
-QUANTIZED = ("int8", "int4")
 # Share of the free memory that packed weights may take without being asked for.
 _SHARE = 0.8
 

@@ -19,8 +19,6 @@ from audiogen_fast.ops.reference import sin_embedding
 
 KV_FORMATS = ("float32", "bfloat16")
 MAX_THREADS = 1024
-# Steps per call: progress, cancelling and streaming come back this often.
-STEPS_PER_CALL = 8
 
 
 def default_threads() -> int:
@@ -64,6 +62,7 @@ class NativeEngine:
         threads: None for `default_threads()`.
         group_size: columns per scale of int4, 64 or 128; None for 128, or for what it was packed
             with.
+        steps_per_call: progress, cancelling and streaming come back this often.
     """
 
     name = "native"
@@ -75,6 +74,7 @@ class NativeEngine:
         kv: str | None = None,
         threads: int | None = None,
         group_size: int | None = None,
+        steps_per_call: int = 8,
     ):
         packed = lm.packed
         weights = weights or (packed.format if packed else "float32")
@@ -100,6 +100,8 @@ class NativeEngine:
             1 <= self.threads <= MAX_THREADS,
             f"threads must lie in 1..{MAX_THREADS}, got {self.threads}",
         )
+        check(steps_per_call >= 1, f"steps_per_call must be at least 1, got {steps_per_call}")
+        self.steps_per_call = steps_per_call
         self._decoder = None
         self._fingerprint: tuple = ()
         self._capacity = (0, 0, 0)  # rows, positions, text tokens
@@ -177,7 +179,7 @@ class NativeEngine:
             first += group.rows
 
     def run(self, job: DecodeJob) -> Iterator[int]:
-        """See `Engine.run`; yields after every `STEPS_PER_CALL` steps."""
+        """See `Engine.run`; yields after every `steps_per_call` steps."""
         texts = [self.lm.fuser.cross_input(group.conditions) for group in job.groups]
         rows = sum(group.rows for group in job.groups)
         steps = job.sequence.shape[-1]
@@ -190,8 +192,8 @@ class NativeEngine:
         sequence = job.sequence.contiguous()
         mask = job.pattern_mask.to(torch.uint8).contiguous()
         sampling, keys = job.sampling, job.keys
-        for begin in range(job.start, steps, STEPS_PER_CALL):
-            end = min(begin + STEPS_PER_CALL, steps)
+        for begin in range(job.start, steps, self.steps_per_call):
+            end = min(begin + self.steps_per_call, steps)
             check(
                 self._running is job,
                 "another generation has begun on this native engine; give each its own engine",

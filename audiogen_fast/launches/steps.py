@@ -9,9 +9,7 @@ from audiogen_fast.generation.cuda_graph.state import DecodeState, StateShape, p
 from audiogen_fast.generation.cuda_graph.weights import Linear, StepWeights, step_weights
 from audiogen_fast.launches.compile import processors_of
 from audiogen_fast.launches.record import Launch, recording
-from audiogen_fast.models.lm import LMModel
-from audiogen_fast.modules.codebooks_patterns import DelayedPatternProvider
-from audiogen_fast.modules.conditioners import ConditionFuser, ConditioningProvider
+from audiogen_fast.models.released import released_lm
 from audiogen_fast.ops.weight_formats import QuantizedWeight
 
 META = torch.device("meta")
@@ -54,20 +52,7 @@ def meta_weights(shape: Mapping[str, int], weights: str) -> StepWeights:
     """Weights of a step in a format, on the meta device."""
     dtype = torch.bfloat16 if weights in ("int8", "int4") else getattr(torch, weights)
     with META:
-        lm = LMModel(
-            DelayedPatternProvider(shape["n_q"]),
-            ConditioningProvider({}),
-            ConditionFuser({"cross": ["text"]}),
-            **shape,
-            norm_first=True,
-            causal=True,
-            cross_attention=True,
-            activation="gelu",
-            dropout=0.0,
-            bias_attn=False,
-            bias_ff=False,
-            bias_proj=False,
-        ).to(dtype)
+        lm = released_lm(shape).to(dtype)
     prepared = step_weights(lm)
     if weights in ("int8", "int4"):
         for owner in (*prepared.layers, prepared):

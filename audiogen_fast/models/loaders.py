@@ -38,6 +38,23 @@ def get_audiocraft_cache_dir() -> str | None:
     return HubOptions().cache
 
 
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """The device as given, or the first CUDA device, or the CPU without one."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(
+            f"device must be one of torch's, got {device!r}: {error}"
+        ) from error
+    check(
+        found.type != "cuda" or torch.cuda.is_available(),
+        f"device must be 'cpu', as torch finds no CUDA device here, got {device!r}",
+    )
+    return found
+
+
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     """The language model's dtype: as given, or float32 on a CPU and float16 elsewhere."""
     if dtype is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from audiogen_fast.config import RELEASED_STRUCTURE
 from audiogen_fast.generation.eager import EagerEngine
 from benchmarks import floors
 from benchmarks.gpu.section import Options
@@ -86,15 +87,7 @@ def _audiocraft(options: Options) -> Callable[[], None]:
             ConditioningProvider({}),
             ConditionFuser(fuser),
             **shape,
-            norm_first=True,
-            causal=True,
-            cross_attention=True,
-            memory_efficient=True,
-            activation="gelu",
-            dropout=0.0,
-            bias_attn=False,
-            bias_ff=False,
-            bias_proj=False,
+            **RELEASED_STRUCTURE,
         ).to(dtype)
     randomize(lm, options.device).eval().requires_grad_(False)
     text = torch.randn(1, floors.TEXT_LENGTH, shape["dim"], device=options.device, dtype=dtype)

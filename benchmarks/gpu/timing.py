@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from audiogen_fast.models.lm import LMModel
-from audiogen_fast.modules.codebooks_patterns import DelayedPatternProvider
-from audiogen_fast.modules.conditioners import ConditionFuser, ConditioningProvider
+from audiogen_fast.models.released import released_lm
 from benchmarks import floors
 
 COLD_BYTES = 256 << 20
@@ -75,19 +74,5 @@ def randomize(module: nn.Module, device: str, std: float = 0.02) -> nn.Module:
 def random_lm(size: str, device: str, dtype: torch.dtype) -> LMModel:
     """A language model of the released structure, for evaluation."""
     with torch.device("meta"):
-        lm = LMModel(
-            DelayedPatternProvider(floors.SIZES[size]["n_q"]),
-            ConditioningProvider({}),
-            ConditionFuser({"cross": ["text"]}),
-            **floors.SIZES[size],
-            norm_first=True,
-            causal=True,
-            cross_attention=True,
-            memory_efficient=True,
-            activation="gelu",
-            dropout=0.0,
-            bias_attn=False,
-            bias_ff=False,
-            bias_proj=False,
-        ).to(dtype)
+        lm = released_lm(floors.SIZES[size]).to(dtype)
     return randomize(lm, device).eval().requires_grad_(False)

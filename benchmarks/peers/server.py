@@ -22,6 +22,7 @@ from random_weights import random_codec, save_checkpoint
 from safetensors import safe_open
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
+from audiogen_fast.config import RELEASED_STRUCTURE  # noqa: E402
 from benchmarks.common import page_faults, process_memory, timed  # noqa: E402
 from benchmarks.workers import reserve_output, serve  # noqa: E402
 
@@ -54,15 +55,7 @@ class Step:
                 ConditionFuser(fuser),
                 **shape,
                 n_q=4,
-                norm_first=True,
-                causal=True,
-                cross_attention=True,
-                memory_efficient=True,
-                activation="gelu",
-                dropout=0.0,
-                bias_attn=False,
-                bias_ff=False,
-                bias_proj=False,
+                **RELEASED_STRUCTURE,
             )
         with safe_open(Path(folder, "model.safetensors"), framework="pt") as file:
             names = [n for n in file.keys() if not n.startswith("condition_provider.")]  # noqa: SIM118

@@ -19,6 +19,9 @@ from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
 from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider
 from audiocraft.modules.transformer import set_efficient_attention_backend
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from audiogen_fast.config import RELEASED_STRUCTURE  # noqa: E402
+
 
 def cross_entropy(logits, targets, mask):
     """Of each codebook over its valid places, averaged, as the original's solver takes it."""
@@ -44,15 +47,7 @@ def main() -> None:
         ConditioningProvider({}),
         ConditionFuser(fuser),
         **shape,
-        norm_first=True,
-        causal=True,
-        cross_attention=True,
-        memory_efficient=True,
-        activation="gelu",
-        dropout=0.0,
-        bias_attn=False,
-        bias_ff=False,
-        bias_proj=False,
+        **RELEASED_STRUCTURE,
         weight_init="gaussian",
         depthwise_init="current",
         zero_bias_init=True,

@@ -36,6 +36,26 @@ def require_tensor(
     require(not contiguous or tensor.is_contiguous(), f"{name} must be contiguous")
 
 
+def require_cached_attention(
+    q: Tensor, keys: Tensor, values: Tensor, out: Tensor, active: Tensor | None
+) -> None:
+    """Raise `ValueError` unless these are one query `[R, H d]` for each row of caches
+    `[R, H, C, d]`, its result, and whether a slot is active `[slots]`."""
+    rows, heads, _, width = keys.shape
+    device = keys.device
+    require_tensor("q", q, (rows, heads * width), FLOATS, device)
+    require_tensor("keys", keys, tuple(keys.shape), FLOATS, device, contiguous=False)
+    require_tensor("values", values, tuple(keys.shape), (keys.dtype,), device, contiguous=False)
+    require(
+        keys.stride() == values.stride() and keys.stride(3) == 1,
+        "keys and values must have the same strides, the last of them 1",
+    )
+    require_tensor("out", out, (rows, heads * width), FLOATS, device)
+    if active is not None:
+        require(active.numel() > 0, "active must not be empty")
+        require_tensor("active", active, (active.numel(),), (torch.bool,), device)
+
+
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, which is chosen when they are decorated."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from audiogen_fast.kernels._launch import FLOATS, require, require_tensor
+from audiogen_fast.kernels._launch import require, require_cached_attention, require_tensor
 
 CHUNK = 128  # positions of a program: 16 KB of keys and as much of values at 64 halves a position
 
@@ -157,18 +157,8 @@ def attention_decode(
     require(keys.ndim == 4, f"keys must be [R, H, C, d], got the shape {tuple(keys.shape)}")
     rows, heads, capacity, width = keys.shape
     device = keys.device
-    require_tensor("q", q, (rows, heads * width), FLOATS, device)
-    require_tensor("keys", keys, tuple(keys.shape), FLOATS, device, contiguous=False)
-    require_tensor("values", values, tuple(keys.shape), (keys.dtype,), device, contiguous=False)
-    require(
-        keys.stride() == values.stride() and keys.stride(3) == 1,
-        "keys and values must have the same strides, the last of them 1",
-    )
+    require_cached_attention(q, keys, values, out, active)
     require_tensor("positions", positions, (rows,), (torch.int32,), device)
-    require_tensor("out", out, (rows, heads * width), FLOATS, device)
-    if active is not None:
-        require(active.numel() > 0, "active must not be empty")
-        require_tensor("active", active, (active.numel(),), (torch.bool,), device)
     limit = capacity if limit is None else limit
     require(1 <= limit <= capacity, f"limit must lie in 1..{capacity}, got {limit}")
     if out.numel() == 0:

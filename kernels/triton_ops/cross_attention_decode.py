@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from audiogen_fast.kernels._launch import FLOATS, require, require_tensor
+from audiogen_fast.kernels._launch import require, require_cached_attention, require_tensor
 
 _BLOCK = 64  # text slots per turn; most descriptions need one
 
@@ -111,19 +111,9 @@ def cross_attention_decode(
     require(keys.ndim == 4, f"keys must be [R, H, L, d], got the shape {tuple(keys.shape)}")
     rows, heads, text, width = keys.shape
     device = keys.device
-    require_tensor("q", q, (rows, heads * width), FLOATS, device)
-    require_tensor("keys", keys, tuple(keys.shape), FLOATS, device, contiguous=False)
-    require_tensor("values", values, tuple(keys.shape), (keys.dtype,), device, contiguous=False)
-    require(
-        keys.stride() == values.stride() and keys.stride(3) == 1,
-        "keys and values must have the same strides, the last of them 1",
-    )
+    require_cached_attention(q, keys, values, out, active)
     require_tensor("lengths", lengths, (rows,), (torch.int32,), device)
     require_tensor("n_pad", n_pad, (rows,), (torch.int32,), device)
-    require_tensor("out", out, (rows, heads * width), FLOATS, device)
-    if active is not None:
-        require(active.numel() > 0, "active must not be empty")
-        require_tensor("active", active, (active.numel(),), (torch.bool,), device)
     if out.numel() == 0:
         return out
     block = min(max(triton.next_power_of_2(max(text, 1)), 16), _BLOCK)

@@ -1,7 +1,7 @@
 """A trained codec as the files that `AudioGen.get_pretrained` and audiocraft load."""
 
-import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from audiogen_fast import __version__
 from audiogen_fast.config import Config, to_yaml
 from audiogen_fast.errors import CheckpointError, check
-from audiogen_fast.files import write_atomically
+from audiogen_fast.files import write_atomically, written_beside
 from audiogen_fast.models.builders import get_compression_model
 from audiogen_fast.models.checkpoint import CONFIG_FILE, FORMAT, FORMAT_VERSION, OWN_FILES
 from audiogen_fast.training.checkpoint import Checkpoints, read_state, read_tensors
@@ -101,6 +101,19 @@ def export_codec(
     return write_codec(config.model_config(), state, output, format)
 
 
+def write_released(path: Path, state: Mapping[str, Tensor], cfg: Config) -> None:
+    """Write tensors and configuration in the layout of the original's released files, straight to
+    the disk: a language model would not fit into memory once more."""
+    package = {
+        "best_state": {name: t.detach().cpu().contiguous() for name, t in state.items()},
+        "xp.cfg": to_yaml(cfg),
+        "version": __version__,
+        "exported": True,
+    }
+    with written_beside(path) as temporary:
+        torch.save(package, temporary)
+
+
 def write_codec(
     cfg: Config, state: dict[str, Tensor], output: str | Path, format: str = "audiogen_fast"
 ) -> Path:
@@ -109,15 +122,7 @@ def write_codec(
     output.mkdir(parents=True, exist_ok=True)
     if format == "audiocraft":
         path = output / "compression_state_dict.bin"
-        package = {
-            "best_state": {_original_name(n): t.detach().cpu() for n, t in state.items()},
-            "xp.cfg": to_yaml(cfg),
-            "version": __version__,
-            "exported": True,
-        }
-        buffer = io.BytesIO()
-        torch.save(package, buffer)
-        write_atomically(path, buffer.getvalue())
+        write_released(path, {_original_name(name): t for name, t in state.items()}, cfg)
         return path
     from safetensors.torch import save
 
