@@ -122,6 +122,7 @@ class AudioGen:
         if str(name) == "debug":
             codec = builders.get_debug_compression_model(device, sample_rate=16000)
             lm = builders.get_debug_lm_model(device)
+            engine = make_engine(engine, lm, quantize)
             return AudioGen("debug", codec, lm, max_duration=10, engine=engine)
         place = Place(
             name,

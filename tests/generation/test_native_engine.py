@@ -381,6 +381,8 @@ def test_a_model_can_be_loaded_quantised(both, quantize):
     for options, word in (({"quantize": "int2"}, "int2"), ({"engine": "eager"}, "eager")):
         with pytest.raises(InvalidInputError, match=word):
             AudioGen.get_pretrained(folder, **{"quantize": quantize} | options)
+    with pytest.raises(InvalidInputError, match="cannot run this model"):
+        AudioGen.get_pretrained("debug", device="cpu", quantize=quantize)
 
 
 def test_lengths_of_padded_text():
