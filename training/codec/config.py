@@ -358,6 +358,10 @@ class CodecConfig(TrainConfig):
             f"parallel.dtype must be float32 for a codec, got {self.parallel.dtype}",
         )
         check(
+            not self.parallel.compile,
+            "parallel.compile must be false for a codec, got true: its layers are not compiled",
+        )
+        check(
             self.evaluate.every > 0, f"evaluate.every must be positive, got {self.evaluate.every}"
         )
         self._check_segments()
