@@ -1,7 +1,7 @@
 """Configuration of the language model's training; the sections are those of `xp.cfg`."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from audiogen_fast.config import Config
 from audiogen_fast.errors import check
@@ -232,6 +232,8 @@ class LoRAConfig:
 @dataclass
 class LMConfig(TrainConfig):
     """Training of the language model."""
+
+    best_metric: ClassVar[str] = "ce"
 
     solver: str = "lm"
     """lm."""

@@ -31,7 +31,6 @@ class LMSolver(Solver):
     """Learns to predict codes from those before them and the description."""
 
     config: LMConfig
-    best_metric = "ce"
 
     def build(self) -> None:
         config, ranks = self.config, self.ranks

@@ -1,7 +1,7 @@
 """Configuration of the codec's training; the sections are those of the original's `xp.cfg`."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from audiogen_fast.config import Config
 from audiogen_fast.errors import check
@@ -286,6 +286,8 @@ class CodecDatasetConfig(DatasetConfig):
 @dataclass
 class CodecConfig(TrainConfig):
     """Training of an EnCodec."""
+
+    best_metric: ClassVar[str] = "mel_distance"
 
     weight_init: Literal["torch", "keep_variance"] = "torch"
     """Initial weights: those of torch as in the original, or ones that keep the strength of a

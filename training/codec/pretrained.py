@@ -13,10 +13,11 @@ from audiogen_fast.models import hf_encodec
 from audiogen_fast.models.encodec import CompressionModel, EncodecModel
 from audiogen_fast.modules.conv import fold_weight_norm
 from audiogen_fast.training.codec.config import CodecConfig
-from audiogen_fast.training.codec.export import is_run, read_run
+from audiogen_fast.training.codec.export import read_run
+from audiogen_fast.training.runs import is_run
 
-# What makes a codec another one; the rest of `rvq` is how it learns, and normalised weights may have
-# been multiplied out.
+# What makes a codec another one. The rest of `rvq` is how it learns; `seanet.norm` may be that of
+# weights that were multiplied out.
 _COMPARED = (
     "sample_rate channels encodec.renormalize seanet.dimension seanet.n_filters "
     "seanet.n_residual_layers seanet.ratios seanet.activation seanet.kernel_size "

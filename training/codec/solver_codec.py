@@ -40,7 +40,6 @@ class CodecSolver(Solver):
     """Trains an EnCodec; see `Solver` and `CodecConfig`."""
 
     config: CodecConfig
-    best_metric = "mel_distance"
 
     def build(self) -> None:
         config, device = self.config, self.ranks.device
