@@ -109,9 +109,10 @@ class LMSolver(Solver):
         self.optimizer.zero_grad(set_to_none=True)
         searching = self.scaler.searching
         self.scaler.update(finite)
-        metrics = {"loss": ce.mean(), "grad_norm": torch.tensor(norm)}
+        mean = self.ranks.sum(ce.mean()) / self.ranks.world_size
+        metrics = {"loss": mean, "grad_norm": torch.tensor(norm)}
         metrics |= {f"ce_q{index + 1}": value for index, value in enumerate(ce)}
-        metrics |= {"ppl": ce.mean().exp(), "lr": torch.tensor(self._rate())}
+        metrics |= {"ppl": mean.exp(), "lr": torch.tensor(self._rate())}
         if self.scaler.enabled:
             metrics["grad_scale"] = torch.tensor(scale)
         return Update(
