@@ -12,6 +12,7 @@ from audiogen_fast.training.data import Batch, Loader
 from audiogen_fast.training.dry_run import dry_run
 from audiogen_fast.training.ema import ModuleEMA
 from audiogen_fast.training.lm_build import build_codec, build_lm, check_codec
+from audiogen_fast.training.lm_caches import check_cache
 from audiogen_fast.training.lm_samples import Samples, due
 from audiogen_fast.training.loaders import make_loader
 from audiogen_fast.training.optimizers import (
@@ -66,12 +67,14 @@ class LMSolver(Solver):
     def make_loaders(self) -> None:
         """Loaders of the training and the validation data."""
         names = tuple(name for name in self.lm.condition_provider.conditioners)
-        self.loader = make_loader(self.config, "train", self.ranks, names)
+        loaders = {}
+        for part in ("train", "valid", "evaluate", "generate"):
+            loaders[part] = make_loader(self.config, part, self.ranks, names)
+            check_cache(loaders[part], part, self.lm, self.codec)
+        self.loader = loaders["train"]
         check(self.loader is not None, "dataset.train.source is missing: what to learn from")
-        self.valid_loader, self.evaluate_loader, generate = (
-            make_loader(self.config, part, self.ranks, names)
-            for part in ("valid", "evaluate", "generate")
-        )
+        self.valid_loader, self.evaluate_loader = loaders["valid"], loaders["evaluate"]
+        generate = loaders["generate"]
         self.samples = None
         if generate is not None and self.codec is not None and self.config.generate.every:
             self.samples = Samples(self.config, self.codec, generate, self.ranks)
