@@ -40,6 +40,9 @@ class LMSolver(Solver):
         lm = build_lm(config)
         if self.codec is not None:
             check_codec(self.codec, lm, config)
+        known = sorted(dict(lm.condition_provider.conditioners.items()))
+        unknown = sorted(set(config.attribute_dropout.get("text", {})) - set(known))
+        check(not unknown, f"attribute_dropout.text must name some of {known}, got {unknown}")
         lm.to(ranks.device)
         self.lm = lm
         adapters = config.lora
