@@ -65,7 +65,7 @@ def recipe_of(cfg: Mapping[str, Any], is_codec: bool = False) -> dict[str, Any]:
     values["solver"] = "codec" if codec else "lm"
     _rename(given, values)
     if codec:
-        _rename_codec(values)
+        _rename_codec(values, of_original=solver is not None)
     told = sorted(set(ignored) - _TAKEN - (_OF_CODEC if codec else set()))
     if told:
         warnings.warn(f"keys without a counterpart are ignored: {', '.join(told)}", stacklevel=2)
@@ -86,11 +86,11 @@ _OF_CODEC = frozenset(
 )
 
 
-def _rename_codec(values: dict[str, Any]) -> None:
+def _rename_codec(values: dict[str, Any], of_original: bool) -> None:
     values["parallel"] = {}  # a codec's has one dtype
     values.pop("compression_model_checkpoint", None)
     rvq = values.get("rvq") or {}
-    if rvq.get("threshold_ema_dead_code"):
+    if of_original and rvq.get("threshold_ema_dead_code"):
         warnings.warn(
             "rvq.threshold_ema_dead_code is 0: the original replaces no entry, whatever it says",
             stacklevel=3,

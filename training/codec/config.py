@@ -85,7 +85,7 @@ class RVQConfig:
     """The first batch makes the codebooks."""
     kmeans_iters: int = 50
     """Iterations of that."""
-    threshold_ema_dead_code: float = 2.0
+    threshold_ema_dead_code: float = 0.2
     """Entries used less often than this, per batch, are replaced; 0: never."""
     orthogonal_reg_weight: float = 0.0
     """Weight of the orthogonal regularisation."""
