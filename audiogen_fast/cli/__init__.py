@@ -44,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if args.command == "train" and not any(text.startswith("-") for text in rest):
+    if args.command == "train":
         # A command among others cannot have its options in the midst of its arguments: argparse
         # leaves over what follows them.
-        args.changes += rest
-    elif rest:
+        while rest and not rest[0].startswith("-"):
+            args.changes.append(rest.pop(0))
+    if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
 
