@@ -3,9 +3,13 @@
 Three forms, by the number of rows. What a form is good for follows from what it moves:
 
 `gemv`, up to 4 rows: weights are all that counts, the rows stay in registers.
-`rows`, up to 32: weights still are; every program computes the norm of its few rows itself.
+`rows`, up to 8 (32 of float32): weights still are; every program computes the norm of its few
+rows itself.
 `tiles`, more: rows are read again by every program along N, so programs are large (see
 `_tiles_config`) and the statistics of the norm come from whoever wrote the rows.
+
+docs/kernels.md has the bytes of each, by rows. A tile has 64 rows at least, which the matrix cores
+of half precision take in their stride; float32 is multiplied on the ordinary cores, and would not.
 """
 
 import functools
@@ -17,7 +21,7 @@ import triton
 from audiogen_fast.kernels import _launch
 
 GEMV_ROWS = 4
-ROWS_ROWS = 32
+ROWS_ROWS, ROWS_ROWS_FLOAT32 = 8, 32
 _LONGEST_SLICE = 2048  # columns of a row that a gemv program holds in registers
 _LARGEST_SPLIT = 12
 
@@ -61,12 +65,17 @@ def choose_config(
         tiled: whether to take the form `tiles`; None for where it is the better one.
     """
     if tiled is None:
-        tiled = rows > ROWS_ROWS
+        tiled = takes_tiles(rows, bits)
     if tiled:
         return _tiles_config(rows, n, k, bits, group, processors, inputs, shared)
     if rows <= GEMV_ROWS:
         return _gemv_config(rows, n, k, bits, group, processors)
     return _rows_config(rows, n, k, bits, group, processors)
+
+
+def takes_tiles(rows: int, bits: int) -> bool:
+    """Whether `tiles` is the better form for so many rows."""
+    return rows > (ROWS_ROWS_FLOAT32 if bits == 32 else ROWS_ROWS)
 
 
 def _gemv_config(rows: int, n: int, k: int, bits: int, group: int, processors: int) -> Config:
@@ -112,7 +121,7 @@ def _tiles_config(
 ) -> Config:
     """The blocks and the split that move the least.
 
-    A program moves `block_m * slice * inputs` bytes of rows, `block_n * slice * bits / 8` of
+    A program moves `rows * slice * inputs` bytes of its rows, `block_n * slice * bits / 8` of
     weights and, with a split, its block of float32 sums twice. Two things limit that: a
     multiprocessor takes 64 bytes a cycle from the second-level cache, and all of them together
     about two fifths of their sum (5.5 TB/s of 14 on an H100). The cheaper blocks are those for
@@ -120,6 +129,8 @@ def _tiles_config(
     """
     block_m = 64 if rows <= 64 or inputs == 8 or bits == 32 else 128
     block_k = group if bits == 4 else 32 if bits == 32 else 64
+    if processors == 1:
+        return Config("tiles", 64, 128, block_k if bits == 4 else 128, 1, 8)
     # Wider blocks of these would need more registers than there are.
     narrow = bits in (4, 32) or (bits == 8 and inputs == 2)
     widest = 64 if narrow else 128
@@ -142,8 +153,9 @@ def _tiles_config(
             split = triton.cdiv(k, part)
             if split != wanted:
                 continue
-            moved = block_m * part * inputs + block_n * part * bits // 8
-            moved += 8 * block_m * block_n * (split > 1)
+            height = min(rows, block_m)
+            moved = height * part * inputs + block_n * part * bits // 8
+            moved += 8 * height * block_n * (split > 1)
             programs = tiles * split
             busiest, all_of_them = triton.cdiv(programs, processors), programs / processors
             cost = moved * max(busiest, 2.5 * all_of_them)

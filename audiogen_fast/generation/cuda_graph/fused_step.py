@@ -10,7 +10,7 @@ graph can capture it. It does what `torch_step` does, in the same order; product
 and the residual stream are float32), and guidance mixes the inputs of the heads instead of their
 outputs, which is the same but for rounding.
 
-With more than 32 rows, whoever writes the residual stream (the embedding, and each product that
+With more than a few rows, whoever writes the residual stream (the embedding, and each product that
 adds to it) also leaves the statistics of the layer norm that comes next, so that no program of the
 next product has to read whole rows for them.
 """
@@ -44,6 +44,14 @@ def launches_per_step(layers: int, text: bool = True) -> int:
     return (8 if text else 5) * layers + 3
 
 
+def _bits(linear: Linear) -> int:
+    """Of one weight."""
+    weight = linear.weight
+    if isinstance(weight, QuantizedWeight):
+        return int(weight.format[3:])
+    return 8 * weight.element_size()
+
+
 class FusedSteps:
     """Runs steps of a state, like `torch_step.torch_steps` with the first two arguments given.
 
@@ -68,7 +76,7 @@ class FusedSteps:
         self.attended = buffer("attended", (rows, size.dim), weights.dtype)
         self.hidden = buffer("hidden", (rows, size.hidden), weights.dtype)
         # One form for all products of the step: what one leaves is what the next expects.
-        self.tiled = rows > configs.ROWS_ROWS
+        self.tiled = configs.takes_tiles(rows, _bits(weights.layers[0].qkv))
         self.statistics = (
             buffer("statistics", statistics_shape(rows, size.dim), torch.float32)
             if self.tiled
@@ -117,12 +125,9 @@ class FusedSteps:
 
     def _config(self, rows: int, linear: Linear, inputs: int):
         """How a product of this step is computed; `inputs`: bytes it reads for a column of a row"""
-        weight, bits, group = linear.weight, 0, 0
-        if isinstance(weight, QuantizedWeight):
-            bits, group = int(weight.format[3:]), weight.group
-        else:
-            bits = 8 * weight.element_size()
-        sizes = (*linear.shape, bits, group)
+        weight = linear.weight
+        group = weight.group if isinstance(weight, QuantizedWeight) else 0
+        sizes = (*linear.shape, _bits(linear), group)
         return self._configs.default_config(rows, *sizes, self.state.device, inputs, self.tiled)
 
     @torch.no_grad()

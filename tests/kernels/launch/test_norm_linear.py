@@ -285,9 +285,11 @@ SIZES = ((4608, 1536), (1536, 1536), (6144, 1536), (1536, 6144), (8192, 1536))  
 
 def test_configurations_fill_a_gpu_and_cover_k():
     """At the sizes of the released model, for an H100's 132 multiprocessors."""
-    for rows in (1, 2, 4, 5, 16, 32):
+    for rows in (1, 2, 4, 5, 8, 16, 32):
         for n, k in SIZES:
             for bits, group in ((32, 0), (16, 0), (8, k), (4, 64), (4, 128)):
+                if rows > 8 and bits < 32:
+                    continue
                 config = configs.choose_config(rows, n, k, bits, group, 132)
                 tiles = -(-n // config.block_n) * config.split
                 assert config.kind == ("gemv" if rows <= 4 else "rows")
@@ -300,7 +302,7 @@ def test_configurations_fill_a_gpu_and_cover_k():
 )
 def test_large_blocks_move_little_and_fit(processors, shared):
     """Of an H100, an A100, and the two that have the least shared memory: 4090 and 5090."""
-    for rows in (33, 64, 128, 160, 256):
+    for rows in (9, 16, 33, 64, 128, 160, 256):
         for n, k in SIZES:
             for bits, group in ((16, 0), (8, k), (4, 64), (4, 128)):
                 for inputs in (2, 4, 8):
@@ -317,12 +319,14 @@ def test_large_blocks_move_little_and_fit(processors, shared):
                     part = math.ceil(k / config.split / config.block_k) * config.block_k
                     assert part * (config.split - 1) < k <= part * config.split
                     # What 32 rows at a time would move: all rows twice, and all weights again.
-                    moved = tiles * k * (config.block_m * inputs + config.block_n * bits / 8)
+                    height = min(rows, config.block_m)
+                    moved = tiles * k * (height * inputs + config.block_n * bits / 8)
                     moved += 8 * rows * n * config.split * (config.split > 1)
                     before = configs._rows_config(rows, n, k, bits, group, processors)
-                    programs = -(-n // before.block_n) * -(-rows // 32)
+                    programs = -(-n // before.block_n) * -(-rows // before.block_m)
                     norm = 2 if inputs > 2 else 1
-                    old = programs * k * (32 * inputs * norm + before.block_n * bits / 8)
+                    height = min(rows, before.block_m)
+                    old = programs * k * (height * inputs * norm + before.block_n * bits / 8)
                     assert moved < old
 
 
