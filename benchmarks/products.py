@@ -6,7 +6,7 @@ second-level cache, and that is what separates the forms of `norm_linear`.
 
 from dataclasses import dataclass
 
-from audiogen_fast.kernels.norm_linear_config import Config, choose_config, takes_tiles
+from audiogen_fast.kernels.norm_linear_config import ROWS_ROWS, Config, choose_config
 from benchmarks.floors import GPUS, layer_linears, linear_bytes
 
 H100_PROCESSORS = 132
@@ -76,7 +76,7 @@ def layer(shape: dict[str, int], rows: int, weights: str = "bfloat16", group: in
             found.append((config.kind, cache_bytes(config, own, n, k, bits, inputs, norm)))
         return found
 
-    chosen = configured(takes_tiles(rows, bits))
+    chosen = configured(rows > ROWS_ROWS)
     return Layer(
         rows=rows,
         kinds=tuple(dict.fromkeys(kind for kind, _ in chosen)),

@@ -198,5 +198,6 @@ def decode_cases() -> list[Case]:
         for kind in ("bfloat16", "float16", "int8", "int4")
         for rows in (2, 8, 16, 128)
         for role in ROLES
-        if kind != "float16" or role == "qkv"  # compiles to what bfloat16 does
+        # float16 compiles to what bfloat16 does; the form for 5 to 8 rows is seen once for all.
+        if (kind != "float16" or role == "qkv") and (rows != 8 or kind in ("bfloat16", "float16"))
     ]

@@ -7,7 +7,7 @@ and then one of: store y, or gelu(y) = y (1 + erf(y / sqrt 2)) / 2; add y to the
 stream; or split y into q | k | v, store q, and put k and v into the caches at the row's position.
 
 Up to 4 rows are multiplied on the ordinary cores by `gemv_kernel` (norm_linear_gemv.py), more on
-the matrix cores: up to 32 by `rows_kernel` (norm_linear_rows.py), then by `tiles_kernel`
+the matrix cores: up to 8 by `rows_kernel` (norm_linear_rows.py), then by `tiles_kernel`
 (norm_linear_tiles.py); norm_linear_config.py decides. With a split, programs sum parts of K into a
 workspace and the last to arrive adds them in order, so the result does not depend on timing.
 """
@@ -20,7 +20,12 @@ from torch import Tensor
 
 from audiogen_fast.kernels import norm_linear_gemv, norm_linear_rows, norm_linear_tiles
 from audiogen_fast.kernels._launch import FLOATS, require, require_tensor
-from audiogen_fast.kernels.norm_linear_config import Config, default_config, workspace_sizes
+from audiogen_fast.kernels.norm_linear_config import (
+    Config,
+    default_config,
+    takes_tiles,
+    workspace_sizes,
+)
 from audiogen_fast.kernels.row_statistics import PART, row_statistics, statistics_shape
 
 _BOOLEANS = (torch.bool,)
@@ -80,7 +85,7 @@ def norm_linear(
         gelu, residual, append: what is done with the product; at most one of them.
         active: bool `[slots]`; row r is written only if `active[r % slots]`.
         statistics: float32 `[2, ceil(K / 64), R']`, R' the rows of x or more: what `row_statistics`
-            makes of x. Only the tiled form reads it, and makes it with a launch of its own if None.
+            makes of x. Only the tiled form reads them; if None, it makes them by a launch more.
         out_statistics: the same of `out`, `[2, ceil(N / 64), R']`, for the next product: written
             where `residual` writes, by the tiled form only.
         compute_dtype: what quantised weights and their inputs are multiplied in with more than 4
@@ -97,9 +102,11 @@ def norm_linear(
     _check_rest(x, out, rows, n, k, bias, norm, guidance, gelu, residual, append, active)
     if rows == 0:
         return out
+    dtype = weight.dtype if bits >= 16 else compute_dtype or torch.bfloat16
     if config is None:
         inputs = x.element_size() * (1 if guidance is None else 2)
-        config = default_config(rows, n, k, bits, group, x.device, inputs)
+        tiled = takes_tiles(rows, dtype)
+        config = default_config(rows, n, k, bits, group, x.device, inputs, tiled)
     workspace = _check_workspace(workspace, config, rows, n, x.device)
     more = {}
     if config.kind == "tiles":
@@ -117,7 +124,6 @@ def norm_linear(
     )
     cache_strides = keys.stride()[:3] if append else (0, 0, 0)
     forms = {"gemv": norm_linear_gemv, "rows": norm_linear_rows, "tiles": norm_linear_tiles}
-    dtype = weight.dtype if bits >= 16 else compute_dtype or torch.bfloat16
     with torch.cuda.device_of(x):  # triton launches on the current device
         forms[config.kind].launch(
             config,

@@ -3,13 +3,14 @@
 Three forms, by the number of rows. What a form is good for follows from what it moves:
 
 `gemv`, up to 4 rows: weights are all that counts, the rows stay in registers.
-`rows`, up to 8 (32 of float32): weights still are; every program computes the norm of its few
-rows itself.
+`rows`, up to 8, and any number of float32: weights still are; every program computes the norm of
+its few rows itself.
 `tiles`, more: rows are read again by every program along N, so programs are large (see
 `_tiles_config`) and the statistics of the norm come from whoever wrote the rows.
 
-docs/kernels.md has the bytes of each, by rows. A tile has 64 rows at least, which the matrix cores
-of half precision take in their stride; float32 is multiplied on the ordinary cores, and would not.
+docs/kernels.md has the bytes of each, by rows. A tile has 64 rows or more, which the matrix cores
+of half precision take in their stride; float32 is multiplied on the ordinary cores, whose
+registers do not hold tiles.
 """
 
 import functools
@@ -21,7 +22,7 @@ import triton
 from audiogen_fast.kernels import _launch
 
 GEMV_ROWS = 4
-ROWS_ROWS, ROWS_ROWS_FLOAT32 = 8, 32
+ROWS_ROWS = 8
 _LONGEST_SLICE = 2048  # columns of a row that a gemv program holds in registers
 _LARGEST_SPLIT = 12
 
@@ -65,7 +66,7 @@ def choose_config(
         tiled: whether to take the form `tiles`; None for where it is the better one.
     """
     if tiled is None:
-        tiled = takes_tiles(rows, bits)
+        tiled = takes_tiles(rows, torch.float32 if bits == 32 else torch.bfloat16)
     if tiled:
         return _tiles_config(rows, n, k, bits, group, processors, inputs, shared)
     if rows <= GEMV_ROWS:
@@ -73,9 +74,9 @@ def choose_config(
     return _rows_config(rows, n, k, bits, group, processors)
 
 
-def takes_tiles(rows: int, bits: int) -> bool:
-    """Whether `tiles` is the better form for so many rows."""
-    return rows > (ROWS_ROWS_FLOAT32 if bits == 32 else ROWS_ROWS)
+def takes_tiles(rows: int, dtype: torch.dtype) -> bool:
+    """Whether `tiles` is the better form for so many rows, multiplied in a dtype."""
+    return rows > ROWS_ROWS and dtype != torch.float32
 
 
 def _gemv_config(rows: int, n: int, k: int, bits: int, group: int, processors: int) -> Config:
@@ -127,12 +128,12 @@ def _tiles_config(
     about two fifths of their sum (5.5 TB/s of 14 on an H100). The cheaper blocks are those for
     which the slower of the two is the quickest.
     """
-    block_m = 64 if rows <= 64 or inputs == 8 or bits == 32 else 128
-    block_k = group if bits == 4 else 32 if bits == 32 else 64
+    block_m = 64 if rows <= 64 or inputs == 8 else 128
+    block_k = group if bits == 4 else 64
     if processors == 1:
         return Config("tiles", 64, 128, block_k if bits == 4 else 128, 1, 8)
     # Wider blocks of these would need more registers than there are.
-    narrow = bits in (4, 32) or (bits == 8 and inputs == 2)
+    narrow = bits == 4 or (bits == 8 and inputs == 2)
     widest = 64 if narrow else 128
     while _shared(3, block_m, widest, block_k, bits, inputs) > shared:
         if block_k == 64 and bits != 4:
@@ -163,7 +164,7 @@ def _tiles_config(
                 found = cost, block_n, split
     _, block_n, split = found
     fits = _shared(4, block_m, block_n, block_k, bits, inputs) <= shared
-    num_warps = 8 if block_m * block_n > 4096 or bits == 32 or inputs == 8 else 4
+    num_warps = 8 if block_m * block_n > 4096 or inputs == 8 else 4
     return Config("tiles", block_m, block_n, block_k, split, num_warps, 4 if fits else 3)
 
 

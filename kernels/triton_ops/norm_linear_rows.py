@@ -1,4 +1,4 @@
-"""`norm_linear` for more than 4 rows: the matrix cores, with the weights as the tall operand.
+"""`norm_linear` for 5 to 8 rows, or float32: matrix cores, the weights as the tall operand.
 
 Rows are padded to 16 or 32 and become the short side of the product, so that a program has few
 rows of weights and many programs share a matrix. Weights are staged in shared memory several

@@ -1,4 +1,4 @@
-"""`norm_linear` for more than 32 rows: a tiled product on the matrix cores.
+"""`norm_linear` for more than 8 rows: a tiled product on the matrix cores.
 
 Here weights are no longer all that counts: every program reads its rows too, and together they
 read each row once for every block of weights. So blocks are large, all rows up to 128 share one,

@@ -44,14 +44,6 @@ def launches_per_step(layers: int, text: bool = True) -> int:
     return (8 if text else 5) * layers + 3
 
 
-def _bits(linear: Linear) -> int:
-    """Of one weight."""
-    weight = linear.weight
-    if isinstance(weight, QuantizedWeight):
-        return int(weight.format[3:])
-    return 8 * weight.element_size()
-
-
 class FusedSteps:
     """Runs steps of a state, like `torch_step.torch_steps` with the first two arguments given.
 
@@ -76,7 +68,7 @@ class FusedSteps:
         self.attended = buffer("attended", (rows, size.dim), weights.dtype)
         self.hidden = buffer("hidden", (rows, size.hidden), weights.dtype)
         # One form for all products of the step: what one leaves is what the next expects.
-        self.tiled = configs.takes_tiles(rows, _bits(weights.layers[0].qkv))
+        self.tiled = configs.takes_tiles(rows, weights.dtype)
         self.statistics = (
             buffer("statistics", statistics_shape(rows, size.dim), torch.float32)
             if self.tiled
@@ -126,8 +118,11 @@ class FusedSteps:
     def _config(self, rows: int, linear: Linear, inputs: int):
         """How a product of this step is computed; `inputs`: bytes it reads for a column of a row"""
         weight = linear.weight
-        group = weight.group if isinstance(weight, QuantizedWeight) else 0
-        sizes = (*linear.shape, _bits(linear), group)
+        if isinstance(weight, QuantizedWeight):
+            bits, group = int(weight.format[3:]), weight.group
+        else:
+            bits, group = 8 * weight.element_size(), 0
+        sizes = (*linear.shape, bits, group)
         return self._configs.default_config(rows, *sizes, self.state.device, inputs, self.tiled)
 
     @torch.no_grad()

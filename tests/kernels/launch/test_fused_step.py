@@ -33,6 +33,9 @@ norm_linear_config = pytest.importorskip("audiogen_fast.kernels.norm_linear_conf
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
+TILES_OF_FLOAT32 = pytest.mark.skipif(
+    not INTERPRETED, reason="on a GPU, float32 is not multiplied in tiles"
+)
 TEXTS = ["dog barking", "siren of an emergency vehicle in the rain", "footsteps in a corridor"]
 
 
@@ -55,14 +58,17 @@ def job_of(lm, sounds, frames, prompt=None, **sampling):
 
 @pytest.fixture
 def large_blocks(monkeypatch):
-    """Products take the form for many rows, as soon as there are 5."""
-    monkeypatch.setattr(norm_linear_config, "ROWS_ROWS_FLOAT32", 4)
-    monkeypatch.setattr(norm_linear_config, "ROWS_ROWS", 4)
+    """Products take the form for many rows as soon as there are 5, and in float32 too."""
+    monkeypatch.setattr(norm_linear_config, "takes_tiles", lambda rows, dtype: rows > 4)
 
 
 @pytest.mark.parametrize(
     ("name", "sounds", "steps", "tiled"),
-    [("greedy_one", 1, 8, False), ("greedy", 3, 8, False), ("greedy", 3, 8, True)],
+    [
+        ("greedy_one", 1, 8, False),
+        ("greedy", 3, 8, False),
+        pytest.param("greedy", 3, 8, True, marks=TILES_OF_FLOAT32),
+    ],
 )
 def test_recorded_tokens_of_a_clip(golden, name, sounds, steps, tiled, request):
     """The first steps of the recorded clip, 2 rows (ordinary cores) and 6 (matrix cores)."""
@@ -99,7 +105,7 @@ def states(lm, format=None, sounds=2, **sampling):
 
 
 @pytest.mark.parametrize("format", [None, "int8", "int4"])
-@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("tiled", [False, pytest.param(True, marks=TILES_OF_FLOAT32)])
 def test_equals_the_step_in_plain_torch(golden, tiled, format, request):
     """Logits, codes, caches and everything that advances, drawn with top k and a slot at rest."""
     if INTERPRETED and (format or tiled) and golden[0].lm.linears[0].bias is not None:
@@ -126,8 +132,9 @@ def test_equals_the_step_in_plain_torch(golden, tiled, format, request):
 
 
 @pytest.mark.slow
-def test_equals_the_step_in_plain_torch_with_many_rows(golden):
-    """64 rows, of which 34 are used: nothing is forced."""
+@TILES_OF_FLOAT32
+def test_equals_the_step_in_plain_torch_with_many_rows(golden, large_blocks):
+    """64 rows, of which 34 are used."""
     if golden[0].lm.linears[0].bias is not None:
         pytest.skip("once is enough for the slow interpreter")
     weights, fused, plain = states(golden[0].lm, sounds=17, use_sampling=False)

@@ -16,6 +16,8 @@ launch, Config = norm_linear.norm_linear, configs.Config
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 NAN = float("nan")
+# In float32 too, which a GPU's ordinary cores can multiply in tiles as small as these.
+SMALL_TILES = Config("tiles", 16, 64, 16, 1, 4)
 # R, K, N: one, odd, whole blocks, several programs, more than one block of rows.
 SHAPES = [(1, 1, 1), (2, 40, 24), (3, 130, 37), (4, 64, 16), (5, 33, 70), (16, 96, 40), (70, 48, 9)]
 FORMATS = ["float32", "float16", "bfloat16", "int8", "int4-64", "int4-128"]
@@ -118,7 +120,7 @@ def test_keys_and_values_go_to_their_positions(rows, dtype):
     positions[0], positions[1] = capacity, -1  # outside: nothing is written
     out = poisoned(rows, heads * width)
     append = norm_linear.KVAppend(caches[0], caches[1], positions)
-    launch(x, weight, out, append=append)
+    launch(x, weight, out, append=append, config=SMALL_TILES if rows > 32 else None)
     q, keys, values = (x.double() @ weight.double().t()).chunk(3, dim=1)
     assert_near(out, q, terms=size_of_terms(x, weight))
     expected = poisoned(2, rows, heads, capacity, width, dtype=dtype)
@@ -177,7 +179,7 @@ def test_extremes(rows):
     x[0] = 3e18
     x[1, 128:] -= 2e4  # the first columns say little about the others
     out = poisoned(rows, n)
-    launch(x, weight, out, norm=norm)
+    launch(x, weight, out, norm=norm, config=SMALL_TILES if rows > 32 else None)
     exact = reference.norm_linear(
         x.double(), weight.double(), None, (norm[0].double(), norm[1].double())
     )
@@ -213,23 +215,21 @@ MANY = [(33, 130, 37), (64, 64, 192), (70, 200, 9), (129, 96, 130), (160, 256, 6
 def test_many_rows_with_a_norm(shape, name):
     """The statistics are made by a launch of their own, and are those of somebody else's rows."""
     rows, k, n = shape
+    config = SMALL_TILES if name == "float32" else None
     weight, scale, stands_for = packed(random(n, k, seed=1), name)
     x, norm = random(rows, k) * 3 + 4, (random(k, seed=2), random(k, seed=3))
     out = poisoned(rows, n)
-    launch(x, weight, out, scale=scale, norm=norm, compute_dtype=torch.float32)
+    launch(x, weight, out, scale=scale, norm=norm, config=config)
     exact = reference.norm_linear(
         x.double(), stands_for.double(), None, (norm[0].double(), norm[1].double())
     )
     a = reference.layer_norm(x, *norm, 1e-5)
-    rounded = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
+    rounded = {"float16": torch.float16, "float32": torch.float32}.get(name, torch.bfloat16)
     assert_near(out, exact, compute=rounded, terms=4 * size_of_terms(a, stands_for))
     wrong = torch.stack([torch.full_like(x[0], 3.0)] * rows)
     given = torch.full(statistics.statistics_shape(rows + 5, k), NAN, device=DEVICE)
     given[..., :rows] = statistics.row_statistics(wrong, poisoned(2, -(-k // 64), rows))
-    launch(
-        x, weight, out, scale=scale, norm=norm, eps=1.0, statistics=given,
-        compute_dtype=torch.float32,
-    )  # fmt: skip
+    launch(x, weight, out, scale=scale, norm=norm, eps=1.0, statistics=given, config=config)
     exact = ((x - 3) * norm[0] + norm[1]).double() @ stands_for.double().t()
     a = (x - 3) * norm[0] + norm[1]
     assert_near(out, exact, compute=rounded, terms=4 * size_of_terms(a, stands_for))
@@ -242,7 +242,9 @@ def test_many_rows_with_guidance_and_gelu(slots):
     bias, x = random(n, seed=4), random(2 * rows, k, seed=5) * 3 + 2
     guidance = torch.linspace(1.0, 3.0, slots, device=DEVICE)
     out = poisoned(rows, n)
-    launch(x, weight, out, bias=bias, norm=norm, guidance=guidance, gelu=True)
+    launch(
+        x, weight, out, bias=bias, norm=norm, guidance=guidance, gelu=True, config=SMALL_TILES
+    )  # fmt: skip
     exact = reference.norm_linear(
         x.double(),
         weight.double(),
@@ -263,7 +265,7 @@ def test_statistics_of_the_sum_are_left_for_the_next_norm(shape, split):
     x, weight, before = random(rows, k), random(n, k, seed=1), random(rows, n, seed=2) + 100
     active = torch.arange(rows, device=DEVICE) % 3 != 1
     out, after = before.clone(), poisoned(2, -(-n // 64), rows + 2)
-    config = Config("tiles", 32, 128, 32, split, 4)
+    config = Config("tiles", 16, 128, 16, split, 4)
     launch(
         x, weight, out, residual=True, active=active, out_statistics=after, config=config
     )  # fmt: skip
@@ -289,7 +291,7 @@ def test_configurations_fill_a_gpu_and_cover_k():
         for n, k in SIZES:
             for bits, group in ((32, 0), (16, 0), (8, k), (4, 64), (4, 128)):
                 if rows > 8 and bits < 32:
-                    continue
+                    continue  # tiles, below
                 config = configs.choose_config(rows, n, k, bits, group, 132)
                 tiles = -(-n // config.block_n) * config.split
                 assert config.kind == ("gemv" if rows <= 4 else "rows")
