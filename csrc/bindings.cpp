@@ -61,32 +61,41 @@ af::Heads heads(std::uintptr_t data, const Strides& strides) {
     return {pointer<const float>(data), strides[0], strides[1], strides[2]};
 }
 
-af::Attention attention(const std::array<std::int64_t, 4>& shape, std::uintptr_t q,
+// [batch, heads, steps, dim, slots], and the addresses of lengths and pads or twice 0.
+using Shape = std::array<std::int64_t, 5>;
+using Limits = std::array<std::uintptr_t, 2>;
+
+af::Attention shaped(const Shape& shape, const Limits& limits, std::uintptr_t q,
+                     const Strides& q_strides, std::uintptr_t k, const Strides& k_strides,
+                     std::uintptr_t v, const Strides& v_strides) {
+    return {shape[0],
+            shape[1],
+            shape[2],
+            shape[3],
+            heads(q, q_strides),
+            heads(k, k_strides),
+            heads(v, v_strides),
+            shape[4],
+            pointer<const std::int64_t>(limits[0]),
+            pointer<const std::int64_t>(limits[1])};
+}
+
+void attention(const Shape& shape, const Limits& limits, std::uintptr_t q, const Strides& q_strides,
+               std::uintptr_t k, const Strides& k_strides, std::uintptr_t v,
+               const Strides& v_strides, std::uintptr_t out, std::uintptr_t log_sums, int threads) {
+    af::attention(shaped(shape, limits, q, q_strides, k, k_strides, v, v_strides),
+                  pointer<float>(out), pointer<float>(log_sums), threads);
+}
+
+void attention_backward(const Shape& shape, const Limits& limits, std::uintptr_t q,
                         const Strides& q_strides, std::uintptr_t k, const Strides& k_strides,
-                        std::uintptr_t v, const Strides& v_strides) {
-    return {shape[0], shape[1],            shape[2],           shape[3],
-            heads(q, q_strides), heads(k, k_strides), heads(v, v_strides)};
-}
-
-void causal_attention(const std::array<std::int64_t, 4>& shape, std::uintptr_t q,
-                      const Strides& q_strides, std::uintptr_t k, const Strides& k_strides,
-                      std::uintptr_t v, const Strides& v_strides, std::uintptr_t out,
-                      std::uintptr_t log_sums, int threads) {
-    af::causal_attention(attention(shape, q, q_strides, k, k_strides, v, v_strides),
-                         pointer<float>(out), pointer<float>(log_sums), threads);
-}
-
-void causal_attention_backward(const std::array<std::int64_t, 4>& shape, std::uintptr_t q,
-                               const Strides& q_strides, std::uintptr_t k,
-                               const Strides& k_strides, std::uintptr_t v,
-                               const Strides& v_strides, std::uintptr_t grad,
-                               const Strides& grad_strides, std::uintptr_t log_sums,
-                               std::uintptr_t grad_q, std::uintptr_t grad_k,
-                               std::uintptr_t grad_v, int threads) {
-    af::causal_attention_backward(attention(shape, q, q_strides, k, k_strides, v, v_strides),
-                                  heads(grad, grad_strides), pointer<const float>(log_sums),
-                                  pointer<float>(grad_q), pointer<float>(grad_k),
-                                  pointer<float>(grad_v), threads);
+                        std::uintptr_t v, const Strides& v_strides, std::uintptr_t grad,
+                        const Strides& grad_strides, std::uintptr_t log_sums, std::uintptr_t grad_q,
+                        std::uintptr_t grad_k, std::uintptr_t grad_v, int threads) {
+    af::attention_backward(shaped(shape, limits, q, q_strides, k, k_strides, v, v_strides),
+                           heads(grad, grad_strides), pointer<const float>(log_sums),
+                           pointer<float>(grad_q), pointer<float>(grad_k), pointer<float>(grad_v),
+                           threads);
 }
 
 py::dict cpu_features() {
@@ -238,7 +247,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("available_isas", &af::available_isas);
     m.def("training_ops_available", &af::training_ops_available);
     m.def("product", &product, release_gil());
-    m.def("causal_attention", &causal_attention, release_gil());
-    m.def("causal_attention_backward", &causal_attention_backward, release_gil());
+    m.def("attention", &attention, release_gil());
+    m.def("attention_backward", &attention_backward, release_gil());
     bind_decoder(m);
 }

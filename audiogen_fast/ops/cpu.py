@@ -96,8 +96,8 @@ def linear_backward(
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The result `[B, H, T, d]`, and the logarithm of the denominator `[B, H, T]`."""
-    if native_training.available():
-        out, log_sum = native_training.causal_attention(*(t.float() for t in (q, k, v)))
+    if _attends(q):
+        out, log_sum = native_training.attention(*(t.float() for t in (q, k, v)))
         return out.to(q.dtype), log_sum
     if q.numel() == 0:
         return _heads_last(q.clone()), _statistics(q)[0]
@@ -111,9 +111,9 @@ def causal_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, laid out as the result of `causal_attention`."""
-    if native_training.available():
+    if _attends(q):
         wide = (t.float() for t in (grad, q, k, v))
-        grads = native_training.causal_attention_backward(*wide, log_sum)
+        grads = native_training.attention_backward(*wide, log_sum)
         return tuple(t.to(q.dtype) for t in grads)
     if q.numel() == 0:
         return tuple(_heads_last(t.clone()) for t in (q, k, v))
@@ -147,6 +147,10 @@ def cross_attention(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, n_pad: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The result `[B, H, T, d]`, and the logarithm of the denominator `[1, B, H, T]`."""
+    if _attends(q):
+        wide = (t.float() for t in (q, k, v))
+        out, log_sum = native_training.attention(*wide, lengths, n_pad)
+        return out.to(q.dtype), log_sum.unsqueeze(0)
     if q.numel() == 0:
         return torch.empty_like(q), _statistics(q)
     k, v, bias = _zero_slot_first(k, v, lengths, n_pad, q.dtype)
@@ -168,6 +172,10 @@ def cross_attention_backward(
     stats: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, laid out as the results of `cross_attention`."""
+    if _attends(q):
+        wide = (t.float() for t in (grad, q, k, v))
+        grads = native_training.attention_backward(*wide, stats[0], lengths, n_pad)
+        return tuple(t.to(q.dtype) for t in grads)
     if q.numel() == 0:
         return tuple(_heads_last(torch.zeros_like(t)) for t in (q, k, v))
     k, v, bias = _zero_slot_first(k, v, lengths, n_pad, q.dtype)
@@ -229,6 +237,11 @@ def codebook_cross_entropy(
     per_codebook = losses / divisors.to(wide)
     grad_hidden = grad_rows.to(hidden.dtype).view(B if with_gradients else 0, S, dim)
     return per_codebook.mean(), per_codebook, scale, grad_hidden, grad_weight, grad_bias
+
+
+def _attends(q: Tensor) -> bool:
+    """Whether the native attention computes this: in float32, for half precision too."""
+    return q.dtype != torch.float64 and native_training.available()
 
 
 def _multiplies(a: Tensor, b: Tensor) -> bool:

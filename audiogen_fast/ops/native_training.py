@@ -1,4 +1,4 @@
-"""The native module's part of training on a CPU: float32 products and causal attention.
+"""The native module's part of training on a CPU: float32 products and attention.
 
 Tensors are checked here, the loops are C++ on the threads of torch. `available()` is false without
 the module, without AVX-512, or with `AUDIOGEN_FAST_BACKEND=reference`.
@@ -89,26 +89,31 @@ def product(
     return out
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """`softmax(q k^T / sqrt(d)) v`, each step seeing itself and the past.
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, n_pad: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`softmax(q k^T / sqrt(d)) v`: causal, or over a text of which each row has its own length.
 
     Args:
-        q, k, v: float32 `[B, H, T, d]` on the CPU.
+        q: float32 `[B, H, T, d]` on the CPU; k, v: the same shape, or `[B, H, L, d]` with lengths.
+        lengths, n_pad: int64 `[B]`, see `reference.cross_attention`; None for causal attention.
     Returns:
         `[B, H, T, d]`, laid out as `[B, T, H, d]`, and the logarithm of the denominators of the
         softmax `[B, H, T]`.
     Raises:
-        InvalidInputError: shapes, dtypes or devices that do not fit.
+        InvalidInputError: shapes, dtypes, devices or lengths that do not fit.
         MissingDependencyError: not `available()`.
     """
     module = _module()
-    arguments = _heads(q, k, v)
+    heads = _heads(q, k, v, lengths is None)
+    shape, limits = _limits(q, k, lengths, n_pad)
     B, H, T, d = q.shape
     out, log_sums = torch.empty(B, T, H, d), torch.empty(B, H, T)
     if out.numel():
-        module.causal_attention(
-            (B, H, T, d),
-            *(value for x in arguments for value in _address(x)),
+        module.attention(
+            shape,
+            [0 if x is None else x.data_ptr() for x in limits],
+            *(value for x in heads for value in _address(x)),
             out.data_ptr(),
             log_sums.data_ptr(),
             torch.get_num_threads(),
@@ -116,46 +121,78 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out.transpose(1, 2), log_sums
 
 
-def causal_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, log_sums: Tensor
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_sums: Tensor,
+    lengths: Tensor | None = None,
+    n_pad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, laid out as the result of `causal_attention`.
+    """Gradients of q, k and v, laid out as the result of `attention`.
 
     Args:
         grad: of that result; the others as there.
         log_sums: float32 `[B, H, T]`, its second result.
     Raises:
-        InvalidInputError: shapes, dtypes or devices that do not fit.
+        InvalidInputError: shapes, dtypes, devices or lengths that do not fit.
         MissingDependencyError: not `available()`.
     """
     module = _module()
-    q, k, v, grad = _heads(q, k, v, grad)
-    _check("log_sums", log_sums, 3)
+    q, k, v = _heads(q, k, v, lengths is None)
+    (grad,) = _heads(grad)
+    shape, limits = _limits(q, k, lengths, n_pad)
     B, H, T, d = q.shape
+    check(grad.shape == q.shape, f"grad must be {tuple(q.shape)}, got {tuple(grad.shape)}")
+    _check("log_sums", log_sums, 3)
     check(
         log_sums.shape == (B, H, T),
         f"log_sums must be {(B, H, T)}, got the shape {tuple(log_sums.shape)}",
     )
-    grads = [torch.empty(B, T, H, d) for _ in range(3)]
-    if q.numel():
-        log_sums = log_sums.contiguous()
-        module.causal_attention_backward(
-            (B, H, T, d),
-            *(value for x in (q, k, v, grad) for value in _address(x)),
-            log_sums.data_ptr(),
-            *(x.data_ptr() for x in grads),
-            torch.get_num_threads(),
-        )
+    if q.numel() == 0:
+        return tuple(torch.zeros(B, x.shape[2], H, d).transpose(1, 2) for x in (q, k, v))
+    grads = [torch.empty(B, x.shape[2], H, d) for x in (q, k, v)]
+    log_sums = log_sums.contiguous()
+    module.attention_backward(
+        shape,
+        [0 if x is None else x.data_ptr() for x in limits],
+        *(value for x in (q, k, v, grad) for value in _address(x)),
+        log_sums.data_ptr(),
+        *(x.data_ptr() for x in grads),
+        torch.get_num_threads(),
+    )
     return tuple(x.transpose(1, 2) for x in grads)
 
 
-def _heads(*tensors: Tensor) -> list[Tensor]:
-    """The tensors, all of one shape, with a contiguous last dimension."""
-    for name, x in zip(("q", "k", "v", "grad"), tensors, strict=False):
+def _heads(q: Tensor, k: Tensor | None = None, v: Tensor | None = None, same: bool = False):
+    """The tensors with a contiguous last dimension."""
+    given = {name: x for name, x in (("q", q), ("k", k), ("v", v)) if x is not None}
+    for name, x in given.items():
         _check(name, x, 4)
-        shape = tuple(tensors[0].shape)
-        check(x.shape == shape, f"{name} must be {shape}, as q is, got {tuple(x.shape)}")
-    return [x if x.stride(3) == 1 else x.contiguous() for x in tensors]
+        shape = tuple(q.shape) if same or k is None else (*q.shape[:2], k.shape[2], q.shape[3])
+        fits = name == "q" or tuple(x.shape) == shape
+        check(fits, f"{name} must be {shape}, to fit q, got {tuple(x.shape)}")
+    return [x if x.stride(3) == 1 else x.contiguous() for x in given.values()]
+
+
+def _limits(q: Tensor, k: Tensor, lengths: Tensor | None, n_pad: Tensor | None):
+    """The shape, and the lengths and pads that the C++ reads."""
+    shape = [*q.shape, k.shape[2]]
+    if lengths is None:
+        return shape, (None, None)
+    for name, x in (("lengths", lengths), ("n_pad", n_pad)):
+        fits = x is not None and x.shape == q.shape[:1] and x.dtype == torch.int64
+        check(fits, f"{name} must be int64 [{q.shape[0]}], got {x}")
+    if len(lengths):
+        low, high = (int(x) for x in torch.aminmax(lengths))
+        check(
+            0 <= low and high <= k.shape[2],
+            f"lengths must be in [0, {k.shape[2]}], the slots of k, got {low} to {high}",
+        )
+        least = int(n_pad.min())
+        check(least >= 0, f"n_pad must be at least 0, got {least}")
+    return shape, (lengths.contiguous(), n_pad.contiguous())
 
 
 def _address(x: Tensor) -> tuple[int, tuple[int, int, int]]:

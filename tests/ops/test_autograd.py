@@ -40,6 +40,18 @@ def mlp_case(dtype, empty=False):
     return lambda op, *t: op.mlp(*t), tensors
 
 
+def linear_case(dtype, empty=False):
+    tensors = [random(2, 0 if empty else 5, 6, dtype=dtype), random(9, 6, seed=1, dtype=dtype)]
+    return lambda op, *t: op.linear(*t), tensors
+
+
+def causal_case(dtype, empty=False):
+    B, H, T, d = 2, 3, 0 if empty else 9, 8
+    tensors = [random(B, T, H, d, seed=i, dtype=dtype) for i in range(3)]
+    # Heads are views of a projection, as in the model.
+    return lambda op, *t: op.causal_attention(*(x.transpose(1, 2) for x in t)), tensors
+
+
 def attention_case(dtype, empty=False):
     B, H, T, L, d = 4, 2, 0 if empty else 5, 7, 8
     tensors = [random(B, n, H, d, seed=i, dtype=dtype) for i, n in enumerate((T, L, L))]
@@ -64,7 +76,9 @@ def entropy_case(dtype, empty=False, bias=True):
     return call, tensors
 
 
-CASES = [embedding_case, norm_case, mlp_case, attention_case, entropy_case]
+CASES = [
+    embedding_case, norm_case, linear_case, mlp_case, causal_case, attention_case, entropy_case,
+]  # fmt: skip
 
 
 def evaluate(call, op, tensors, dtype):
@@ -132,6 +146,10 @@ OPERANDS = {
         torch.float32,
     ),
     library.mlp: lambda: tuple(mlp_case(torch.float32)[1]),
+    library.linear: lambda: tuple(linear_case(torch.float32)[1]),
+    library.causal_attention: lambda: tuple(
+        t.transpose(1, 2) for t in causal_case(torch.float32)[1]
+    ),
     library.cross_attention: lambda: (
         *(t.transpose(1, 2) for t in attention_case(torch.float32)[1]),
         torch.tensor([7, 4, 1, 0]),
@@ -178,7 +196,7 @@ def test_compiles_in_one_graph(case):
         assert all(map(torch.equal, one, other))
 
 
-@pytest.mark.parametrize("case", [mlp_case, attention_case, entropy_case])
+@pytest.mark.parametrize("case", [mlp_case, causal_case, attention_case, entropy_case])
 def test_autocast_runs_products_in_its_dtype(case):
     call, tensors = case(torch.float32)
     half = evaluate(call, autograd, [t.bfloat16() for t in tensors], torch.bfloat16)

@@ -1,4 +1,4 @@
-// Causal attention of training, forward and backward, one head of one sound after another.
+// Attention of training, forward and backward, one head of one sound after another.
 //
 // 48 queries are worked on at a time, one in each lane, against all the keys that they may see: so
 // no sum goes across lanes, and a score matrix [keys][48] is in the order in which the next product
@@ -37,12 +37,15 @@ inline __mmask16 seen(std::int64_t ahead, int j) {
 }
 
 // scores [keys][16 V] becomes exp(score - largest of the query); the sums, and the logarithm of the
-// softmax's denominator. Keys from `first` on are hidden from the queries before them.
+// softmax's denominator, to which `pads` scores of zero belong. Keys from `first` on are hidden from
+// the queries before them.
 template <int V>
-void softmax(float* scores, std::int64_t keys, std::int64_t first, float* sums, float* log_sums) {
+void softmax(float* scores, std::int64_t keys, std::int64_t first, std::int64_t pads, float* sums,
+             float* log_sums) {
     __m512 top[V], total[V];
+    const float start = pads > 0 || keys == 0 ? 0.0f : -__builtin_inff();
     for (int j = 0; j < V; ++j) {
-        top[j] = _mm512_set1_ps(-__builtin_inff());
+        top[j] = _mm512_set1_ps(start);
         total[j] = _mm512_setzero_ps();
     }
     for (std::int64_t key = 0; key < keys; ++key) {
@@ -50,6 +53,11 @@ void softmax(float* scores, std::int64_t keys, std::int64_t first, float* sums, 
             const __m512 score = _mm512_loadu_ps(scores + (key * V + j) * kLanes);
             top[j] = _mm512_mask_max_ps(top[j], seen(key - first, j), top[j], score);
         }
+    }
+    // Nothing at all to attend to is one pad: the result is zero.
+    const __m512 count = _mm512_set1_ps(static_cast<float>(pads > 0 || keys > 0 ? pads : 1));
+    for (int j = 0; j < V && (pads > 0 || keys == 0); ++j) {
+        total[j] = _mm512_mul_ps(count, exp(_mm512_sub_ps(_mm512_setzero_ps(), top[j])));
     }
     for (std::int64_t key = 0; key < keys; ++key) {
         for (int j = 0; j < V; ++j) {
@@ -181,72 +189,96 @@ void with_vectors(std::int64_t width, const Call& call) {
     }
 }
 
+// What the queries from t on see: `keys` of them, those from `first` on hidden from earlier queries.
+struct Seen {
+    std::int64_t keys, first, pads;
+};
+
+Seen seen_by(const Attention& a, std::int64_t b, std::int64_t t, std::int64_t queries) {
+    if (!a.lengths) return {t + queries, t, 0};
+    return {a.lengths[b], a.lengths[b], a.pads[b]};
+}
+
+std::int64_t keys_of(const Attention& a, std::int64_t b) {
+    return a.lengths ? a.lengths[b] : a.steps;
+}
+
 }  // namespace
 
-void causal_attention(const Attention& a, float* out, float* log_sums, int threads) {
+void attention(const Attention& a, float* out, float* log_sums, int threads) {
     const std::int64_t T = a.steps, d = a.dim, dims = round_up(d, kRows), row = a.heads * d;
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
     parallel(threads, a.batch * a.heads, [&](std::int64_t task) {
-        const std::int64_t b = task / a.heads, h = task % a.heads;
+        const std::int64_t b = task / a.heads, h = task % a.heads, S = keys_of(a, b);
         const View q = head(a.q, b, h), k = head(a.k, b, h), v = head(a.v, b, h);
-        Parts parts{round_up(T, kRows) * d, dims * T, d * kColumns, T * kColumns, dims * kColumns};
+        Parts parts{round_up(S, 2 * kRows) * d, dims * S, d * kColumns, S * kColumns,
+                    dims * kColumns};
         float *keys = parts.take(), *values = parts.take(), *queries = parts.take();
         float *scores = parts.take(), *result = parts.take();
-        pack_left(k, T, d, keys);
-        pack_left(v.transposed(), d, T, values);
+        pack_left(k, S, d, keys);
+        pack_left(v.transposed(), d, S, values);
         for (std::int64_t t = 0; t < T; t += kColumns) {
             const std::int64_t n = std::min(kColumns, T - t), width = round_up(n, kLanes);
+            const Seen see = seen_by(a, b, t, n);
             alignas(64) float sums[kColumns], logs[kColumns];
             pack_right(q.part(t, 0).transposed(), d, 0, n, queries);
-            panel_product(keys, queries, t + n, d, d, width, scale, scores);
+            panel_product(keys, queries, see.keys, d, d, width, scale, scores);
             with_vectors(width, [&](auto vectors) {
-                softmax<decltype(vectors)::value>(scores, t + n, t, sums, logs);
+                softmax<decltype(vectors)::value>(scores, see.keys, see.first, see.pads, sums, logs);
             });
-            panel_product(values, scores, d, t + n, T, width, 1.0f, result);
+            panel_product(values, scores, d, see.keys, S, width, 1.0f, result);
             write_transposed(result, d, n, width, sums, out + (b * T + t) * row + h * d, row);
             std::copy_n(logs, n, log_sums + task * T + t);
         }
     });
 }
 
-void causal_attention_backward(const Attention& a, const Heads& grad, const float* log_sums,
-                               float* grad_q, float* grad_k, float* grad_v, int threads) {
+void attention_backward(const Attention& a, const Heads& grad, const float* log_sums, float* grad_q,
+                        float* grad_k, float* grad_v, int threads) {
     const std::int64_t T = a.steps, d = a.dim, dims = round_up(d, kRows), row = a.heads * d;
-    const std::int64_t tall = round_up(T, 2 * kRows), wide = round_up(d, kColumns);
+    const std::int64_t wide = round_up(d, kColumns), slots = a.lengths ? a.slots : T;
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
     parallel(threads, a.batch * a.heads, [&](std::int64_t task) {
-        const std::int64_t b = task / a.heads, h = task % a.heads;
+        const std::int64_t b = task / a.heads, h = task % a.heads, S = keys_of(a, b);
+        const std::int64_t tall = round_up(S, 2 * kRows);
         const View q = head(a.q, b, h), k = head(a.k, b, h), v = head(a.v, b, h);
         const View g = head(grad, b, h);
-        Parts parts{tall * d,     tall * d,     dims * T,        d * kColumns,   d * kColumns,
-                    T * kColumns, T * kColumns, tall * kColumns, wide * kColumns, dims * kColumns};
+        Parts parts{tall * d,     tall * d,     dims * S,        d * kColumns,   d * kColumns,
+                    S * kColumns, S * kColumns, tall * kColumns, wide * kColumns, dims * kColumns};
         float *keys = parts.take(), *values = parts.take(), *keys_across = parts.take();
         float *queries = parts.take(), *grads = parts.take();
         float *scores = parts.take(), *score_grads = parts.take();
         float *left = parts.take(), *right = parts.take(), *result = parts.take();
-        pack_left(k, T, d, keys);
-        pack_left(v, T, d, values);
-        pack_left(k.transposed(), d, T, keys_across);
-        const std::int64_t start = b * T * row + h * d;
+        pack_left(k, S, d, keys);
+        pack_left(v, S, d, values);
+        pack_left(k.transposed(), d, S, keys_across);
+        float* to_k = grad_k + b * slots * row + h * d;
+        float* to_v = grad_v + b * slots * row + h * d;
+        for (std::int64_t s = a.lengths ? S : slots; s < slots; ++s) {
+            std::fill_n(to_k + s * row, d, 0.0f);
+            std::fill_n(to_v + s * row, d, 0.0f);
+        }
         for (std::int64_t t = 0; t < T; t += kColumns) {
             const std::int64_t n = std::min(kColumns, T - t), width = round_up(n, kLanes);
+            const Seen see = seen_by(a, b, t, n);
             alignas(64) float logs[kColumns] = {};
             std::copy_n(log_sums + task * T + t, n, logs);
             pack_right(q.part(t, 0).transposed(), d, 0, n, queries);
             pack_right(g.part(t, 0).transposed(), d, 0, n, grads);
-            panel_product(keys, queries, t + n, d, d, width, scale, scores);
-            panel_product(values, grads, t + n, d, d, width, 1.0f, score_grads);
+            panel_product(keys, queries, see.keys, d, d, width, scale, scores);
+            panel_product(values, grads, see.keys, d, d, width, 1.0f, score_grads);
             with_vectors(width, [&](auto vectors) {
-                softmax_backward<decltype(vectors)::value>(scores, score_grads, t + n, t, logs,
-                                                           scale);
+                softmax_backward<decltype(vectors)::value>(scores, score_grads, see.keys, see.first,
+                                                           logs, scale);
             });
-            panel_product(keys_across, score_grads, d, t + n, T, width, 1.0f, result);
-            write_transposed(result, d, n, width, nullptr, grad_q + start + t * row, row);
-            // Keys from t on have not been written yet.
-            add_to_keys(scores, t + n, n, width, g.part(t, 0), d, t, left, right, grad_v + start,
+            panel_product(keys_across, score_grads, d, see.keys, S, width, 1.0f, result);
+            write_transposed(result, d, n, width, nullptr, grad_q + (b * T + t) * row + h * d, row);
+            // Only what earlier queries have seen too has been written before.
+            const std::int64_t written = t == 0 ? 0 : see.first;
+            add_to_keys(scores, see.keys, n, width, g.part(t, 0), d, written, left, right, to_v,
                         row);
-            add_to_keys(score_grads, t + n, n, width, q.part(t, 0), d, t, left, right,
-                        grad_k + start, row);
+            add_to_keys(score_grads, see.keys, n, width, q.part(t, 0), d, written, left, right,
+                        to_k, row);
         }
     });
 }

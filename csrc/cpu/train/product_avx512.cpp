@@ -44,8 +44,9 @@ float* scratch(Scratch which, std::int64_t floats) {
 void product(const Product& p, int threads) {
     if (p.m == 0 || p.n == 0) return;
     const View a{p.a, p.a_row, p.a_column}, b{p.b, p.b_row, p.b_column};
-    const std::int64_t depths = std::max<std::int64_t>(1, (p.k + kDepth - 1) / kDepth);
-    const std::int64_t depth = (p.k + depths - 1) / depths;
+    // As few parts of k as there must be, all about as deep; one for an empty sum.
+    const std::int64_t parts = std::max<std::int64_t>(1, (p.k + kDepth - 1) / kDepth);
+    const std::int64_t depth = std::max<std::int64_t>(1, (p.k + parts - 1) / parts);
     // As many blocks of rows for each thread, all about as large.
     std::int64_t blocks = round_up((p.m + kBlockRows - 1) / kBlockRows, threads);
     const std::int64_t block = round_up((p.m + blocks - 1) / blocks, kRows);
@@ -57,7 +58,7 @@ void product(const Product& p, int threads) {
         // Groups of columns where there are fewer blocks of rows than threads.
         const std::int64_t panels = (n + kColumns - 1) / kColumns;
         const std::int64_t groups = std::min(panels, (threads + blocks - 1) / blocks);
-        for (std::int64_t k0 = 0; k0 < p.k; k0 += depth) {
+        for (std::int64_t k0 = 0; k0 == 0 || k0 < p.k; k0 += depth) {
             const std::int64_t k = std::min(depth, p.k - k0);
             parallel(threads, panels, [&](std::int64_t panel) {
                 const std::int64_t first = panel * kColumns;

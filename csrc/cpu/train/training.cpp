@@ -10,9 +10,8 @@ namespace audiogen_fast {
 
 namespace train {
 void product(const Product&, int);
-void causal_attention(const Attention&, float*, float*, int);
-void causal_attention_backward(const Attention&, const Heads&, const float*, float*, float*, float*,
-                               int);
+void attention(const Attention&, float*, float*, int);
+void attention_backward(const Attention&, const Heads&, const float*, float*, float*, float*, int);
 }  // namespace train
 
 bool training_ops_available() noexcept {
@@ -46,20 +45,20 @@ void product(const Product& p, int threads) {
 #endif
 }
 
-void causal_attention(const Attention& a, float* out, float* log_sums, int threads) {
+void attention(const Attention& a, float* out, float* log_sums, int threads) {
     need_them();
 #if defined(AF_X86)
-    train::causal_attention(a, out, log_sums, threads);
+    train::attention(a, out, log_sums, threads);
 #else
     (void)a, (void)out, (void)log_sums, (void)threads;
 #endif
 }
 
-void causal_attention_backward(const Attention& a, const Heads& grad, const float* log_sums,
-                               float* grad_q, float* grad_k, float* grad_v, int threads) {
+void attention_backward(const Attention& a, const Heads& grad, const float* log_sums, float* grad_q,
+                        float* grad_k, float* grad_v, int threads) {
     need_them();
 #if defined(AF_X86)
-    train::causal_attention_backward(a, grad, log_sums, grad_q, grad_k, grad_v, threads);
+    train::attention_backward(a, grad, log_sums, grad_q, grad_k, grad_v, threads);
 #else
     (void)a, (void)grad, (void)log_sums, (void)grad_q, (void)grad_k, (void)grad_v, (void)threads;
 #endif

@@ -1,4 +1,4 @@
-// What training on a CPU spends its time in: products of matrices and causal attention, float32.
+// What training on a CPU spends its time in: products of matrices and attention, float32.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,11 @@ struct Heads {
 struct Attention {
     std::int64_t batch, heads, steps, dim;
     Heads q, k, v;
+    // Null: keys and values are of the same steps, and none is seen by an earlier query. Otherwise
+    // there are `slots` of them, all queries see the first lengths[b], and `pads[b]` more with score
+    // and value zero; without any, the result is zero.
+    std::int64_t slots;
+    const std::int64_t *lengths, *pads;
 };
 
 // Whether this processor can run what is below; elsewhere it throws std::runtime_error.
@@ -37,13 +42,13 @@ bool training_ops_available() noexcept;
 // Sums are taken in the same order on any number of threads.
 void product(const Product& p, int threads);
 
-// out = softmax(q k^T / sqrt(dim), over the keys not after the query) v, as [batch, steps, heads,
-// dim], and the logarithm of each softmax's denominator [batch, heads, steps].
-void causal_attention(const Attention& a, float* out, float* log_sums, int threads);
+// out = softmax(q k^T / sqrt(dim)) v, as [batch, steps, heads, dim], and the logarithm of each
+// softmax's denominator [batch, heads, steps].
+void attention(const Attention& a, float* out, float* log_sums, int threads);
 
 // Gradients of q, k and v, laid out as `out`, for the gradient of `out`. Each head is summed by one
 // thread in one order.
-void causal_attention_backward(const Attention& a, const Heads& grad, const float* log_sums,
-                               float* grad_q, float* grad_k, float* grad_v, int threads);
+void attention_backward(const Attention& a, const Heads& grad, const float* log_sums, float* grad_q,
+                        float* grad_k, float* grad_v, int threads);
 
 }  // namespace audiogen_fast
