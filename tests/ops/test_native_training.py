@@ -125,7 +125,7 @@ def test_causal_attention(shape, poisoned):
     check_attention(*attention_case(B, H, T, None, d), causal)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 30.0])
+@pytest.mark.parametrize("scale", [1e-3, 3.0, 10.0, 30.0])
 def test_causal_attention_of_flat_and_peaked_scores(scale, poisoned):
     check_attention(*attention_case(1, 2, 60, None, 16, scale), causal)
 
@@ -196,7 +196,7 @@ def test_the_ops_with_and_without_it(available, monkeypatch):
     exact = [F.linear(*wide[:2]), causal(*wide[2:])]
     expected = torch.autograd.grad([r.square().sum() for r in exact], wide)
     for one, other in zip((*results, *grads), (*exact, *expected), strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
 def test_it_can_be_turned_off(monkeypatch):

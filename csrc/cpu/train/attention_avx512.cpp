@@ -80,12 +80,17 @@ void softmax(float* scores, std::int64_t keys, std::int64_t first, std::int64_t 
 
 // scores becomes the weights p = exp(score - log_sums), and `grads`, the gradients of the weights,
 // those of the scores: p (grad - sum of p grad over the keys) scale.
+//
+// A large log_sum is rounded to few digits, which scales all weights of a query alike; so they are
+// divided by what they sum to.
 template <int V>
 void softmax_backward(float* scores, float* grads, std::int64_t keys, std::int64_t first,
-                      const float* log_sums, float scale) {
-    __m512 shift[V], total[V];
+                      std::int64_t pads, const float* log_sums, float scale) {
+    __m512 shift[V], sum[V], total[V];
+    const __m512 count = _mm512_set1_ps(static_cast<float>(pads));
     for (int j = 0; j < V; ++j) {
         shift[j] = _mm512_loadu_ps(log_sums + j * kLanes);
+        sum[j] = _mm512_mul_ps(count, exp(_mm512_sub_ps(_mm512_setzero_ps(), shift[j])));
         total[j] = _mm512_setzero_ps();
     }
     for (std::int64_t key = 0; key < keys; ++key) {
@@ -95,18 +100,24 @@ void softmax_backward(float* scores, float* grads, std::int64_t keys, std::int64
             const __m512 weight =
                 _mm512_maskz_mov_ps(mask, exp(_mm512_sub_ps(_mm512_loadu_ps(p), shift[j])));
             const __m512 grad = _mm512_loadu_ps(grads + (key * V + j) * kLanes);
+            sum[j] = _mm512_add_ps(sum[j], weight);
             total[j] = _mm512_mask3_fmadd_ps(weight, grad, total[j], mask);
             _mm512_storeu_ps(p, weight);
         }
     }
     const __m512 factor = _mm512_set1_ps(scale);
+    for (int j = 0; j < V; ++j) {
+        sum[j] = _mm512_div_ps(_mm512_set1_ps(1.0f), sum[j]);
+        total[j] = _mm512_mul_ps(total[j], sum[j]);
+    }
     for (std::int64_t key = 0; key < keys; ++key) {
         for (int j = 0; j < V; ++j) {
             const std::int64_t at = (key * V + j) * kLanes;
             const __m512 centred = _mm512_sub_ps(_mm512_loadu_ps(grads + at), total[j]);
-            const __m512 weight = _mm512_mul_ps(_mm512_loadu_ps(scores + at), factor);
-            _mm512_storeu_ps(grads + at,
-                             _mm512_maskz_mul_ps(seen(key - first, j), weight, centred));
+            const __m512 weight = _mm512_mul_ps(_mm512_loadu_ps(scores + at), sum[j]);
+            _mm512_storeu_ps(scores + at, weight);
+            _mm512_storeu_ps(grads + at, _mm512_maskz_mul_ps(seen(key - first, j),
+                                                             _mm512_mul_ps(weight, factor), centred));
         }
     }
 }
@@ -269,7 +280,7 @@ void attention_backward(const Attention& a, const Heads& grad, const float* log_
             panel_product(values, grads, see.keys, d, d, width, 1.0f, score_grads);
             with_vectors(width, [&](auto vectors) {
                 softmax_backward<decltype(vectors)::value>(scores, score_grads, see.keys, see.first,
-                                                           logs, scale);
+                                                           see.pads, logs, scale);
             });
             panel_product(keys_across, score_grads, d, see.keys, S, width, 1.0f, result);
             write_transposed(result, d, n, width, nullptr, grad_q + (b * T + t) * row + h * d, row);
