@@ -159,14 +159,18 @@ inline void pack_left(View a, std::int64_t rows, std::int64_t k, float* out) {
         }
         return;
     }
-    // In blocks of k, so that the whole of each line of memory is used while it is near.
+    // Two panels at a time, in blocks of k: whole lines of memory are read, while they are near.
     for (std::int64_t p = 0; p < k; p += kLanes) {
         const std::int64_t end = std::min(p + kLanes, k);
-        for (std::int64_t i = 0; i < rows; i += kRows) {
-            const __mmask16 mask = first_lanes(std::min(kRows, rows - i));
+        for (std::int64_t i = 0; i < rows; i += 2 * kRows) {
+            const __mmask16 mask = first_lanes(rows - i);
             for (std::int64_t q = p; q < end; ++q) {
                 const __m512 column = _mm512_maskz_loadu_ps(mask, a.at(i, q));
-                _mm256_storeu_ps(out + i * k + q * kRows, _mm512_castps512_ps256(column));
+                float* at = out + i * k + q * kRows;
+                _mm256_storeu_ps(at, _mm512_castps512_ps256(column));
+                if (rows - i > kRows) {
+                    _mm256_storeu_ps(at + kRows * k, _mm512_extractf32x8_ps(column, 1));
+                }
             }
         }
     }
@@ -179,23 +183,25 @@ inline void pack_right(View b, std::int64_t k, std::int64_t first, std::int64_t 
     for (std::int64_t j = first; j < last; j += kColumns) {
         const std::int64_t columns = std::min(kColumns, last - j), width = round_up(columns, kLanes);
         float* panel = out + j * k;
+        if (b.row != 1) {
+            for (std::int64_t p = 0; p < k; ++p) {
+                for (std::int64_t i = 0; i < columns; i += kLanes) {
+                    const __mmask16 mask = first_lanes(columns - i);
+                    _mm512_storeu_ps(panel + p * width + i,
+                                     _mm512_maskz_loadu_ps(mask, b.at(p, j + i)));
+                }
+            }
+            continue;
+        }
         for (std::int64_t i = 0; i < columns; i += kLanes) {
             const std::int64_t n = std::min(kLanes, columns - i);
-            if (b.row == 1) {
-                for (std::int64_t p = 0; p < k; p += kLanes) {
-                    const std::int64_t depth = std::min(kLanes, k - p);
-                    __m512 r[16];
-                    load_columns(b.part(0, j + i).transposed(), p, n, depth, r);
+            for (std::int64_t p = 0; p < k; p += kLanes) {
+                const std::int64_t depth = std::min(kLanes, k - p);
+                __m512 r[16];
+                load_columns(b.part(0, j + i).transposed(), p, n, depth, r);
 #pragma GCC unroll 16
-                    for (int c = 0; c < 16; ++c) {
-                        if (c < depth) _mm512_storeu_ps(panel + (p + c) * width + i, r[c]);
-                    }
-                }
-            } else {
-                const __mmask16 mask = first_lanes(n);
-                for (std::int64_t p = 0; p < k; ++p) {
-                    const __m512 row = _mm512_maskz_loadu_ps(mask, b.at(p, j + i));
-                    _mm512_storeu_ps(panel + p * width + i, row);
+                for (int c = 0; c < 16; ++c) {
+                    if (c < depth) _mm512_storeu_ps(panel + (p + c) * width + i, r[c]);
                 }
             }
         }
