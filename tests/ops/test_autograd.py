@@ -55,6 +55,20 @@ def mlp_case(dtype, device="cpu", size="small"):
     return lambda op, *t: op.mlp(*t), tensors
 
 
+def linear_case(dtype, device="cpu", size="small"):
+    rows, D, F = {"small": (5, 6, 9), "empty": (0, 6, 9)}.get(size, (65, 96, 389))
+    tensors = [random(2, rows, D, dtype=dtype, device=device)]
+    tensors.append(random(F, D, seed=1, dtype=dtype, device=device))
+    return lambda op, *t: op.linear(*t), tensors
+
+
+def causal_case(dtype, device="cpu", size="small"):
+    H, T, d = {"small": (3, 9, 8), "empty": (3, 0, 8)}.get(size, (3, 131, 64))
+    tensors = [random(2, T, H, d, seed=i, dtype=dtype, device=device) for i in range(3)]
+    # Heads are views of a projection, as in the model.
+    return lambda op, *t: op.causal_attention(*(x.transpose(1, 2) for x in t)), tensors
+
+
 def attention_case(dtype, device="cpu", size="small"):
     H, T, L, d = {"small": (2, 5, 7, 8), "empty": (2, 0, 7, 8)}.get(size, (3, 131, 70, 64))
     tensors = [
@@ -84,7 +98,9 @@ def entropy_case(dtype, device="cpu", size="small", bias=True):
     return call, tensors
 
 
-CASES = [embedding_case, norm_case, mlp_case, attention_case, entropy_case]
+CASES = [
+    embedding_case, norm_case, linear_case, mlp_case, causal_case, attention_case, entropy_case,
+]  # fmt: skip
 
 
 def evaluate(call, op, tensors, dtype):
@@ -165,6 +181,10 @@ OPERANDS = {
         random(10),
     ),
     library.mlp: lambda: tuple(mlp_case(torch.float32)[1]),
+    library.linear: lambda: tuple(linear_case(torch.float32)[1]),
+    library.causal_attention: lambda: tuple(
+        t.transpose(1, 2) for t in causal_case(torch.float32)[1]
+    ),
     library.mlp_backward: lambda: (
         random(2, 5, 6),
         random(2, 5, 6, seed=1),
@@ -232,7 +252,7 @@ def test_compiles_in_one_graph(case, backend, device):
 
 @on_each_device
 @pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("case", [mlp_case, attention_case, entropy_case])
+@pytest.mark.parametrize("case", [mlp_case, causal_case, attention_case, entropy_case])
 def test_autocast_runs_products_in_its_dtype(case, size, device):
     call, tensors = case(torch.float32, device, size)
     half = evaluate(call, autograd, [t.bfloat16() for t in tensors], torch.bfloat16)
@@ -376,7 +396,7 @@ def test_the_deterministic_embedding_gradient(by_switch, device):
 
 def test_gradients_of_gradients_are_refused():
     for case in CASES:
-        call, tensors = case(torch.float64)
+        call, tensors = case(torch.float32)
         tensors = [t.requires_grad_() for t in tensors]
         result = call(autograd, *tensors)
         result = result[0] if isinstance(result, tuple) else result
