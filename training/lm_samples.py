@@ -18,7 +18,10 @@ from audiogen_fast.files import write_atomically
 from audiogen_fast.models import builders, loaders
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.lm import LMModel
-from audiogen_fast.modules.text_conditioners import T5Conditioner
+from audiogen_fast.modules.text_conditioners import (
+    PretrainedTextConditioner,
+    is_encoder_parameter,
+)
 from audiogen_fast.report import Section, Sound, figure_class, spectrogram_picture, write_page
 from audiogen_fast.training import lora
 from audiogen_fast.training.config_lm import LMConfig
@@ -47,11 +50,9 @@ def inference_copy(lm: LMModel, adapter_scale: float, device: torch.device) -> L
     with torch.device("meta"):
         copy = builders.get_lm_model(lm.cfg)
     for name, conditioner in copy.condition_provider.conditioners.items():
-        if isinstance(conditioner, T5Conditioner):
-            own = lm.condition_provider.conditioners[name]
-            conditioner.__dict__["_encoder"] = own.encoder
-            conditioner.__dict__["_tokenizer"] = own._tokenizer
-            state = {k: t for k, t in state.items() if f".{name}.t5." not in k}
+        if isinstance(conditioner, PretrainedTextConditioner):
+            conditioner.share(lm.condition_provider.conditioners[name])
+    state = {name: t for name, t in state.items() if not is_encoder_parameter(name)}
     # A copy also where the dtype is the same: generation must not touch what is trained.
     state = {
         k: t.to(device, dtype if t.is_floating_point() else None, copy=True)
