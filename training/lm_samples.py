@@ -44,7 +44,7 @@ def full_state(lm: LMModel, adapter_scale: float = 0.0) -> dict[str, Tensor]:
 
 
 def inference_copy(lm: LMModel, adapter_scale: float, device: torch.device) -> LMModel:
-    """A whole model for generation, in the dtype for that, which shares the text encoder."""
+    """A whole model for generation, in the dtype for that, which shares a frozen text encoder."""
     state = full_state(lm, adapter_scale)
     dtype = loaders.resolve_dtype(None, device)
     with torch.device("meta"):
@@ -52,12 +52,10 @@ def inference_copy(lm: LMModel, adapter_scale: float, device: torch.device) -> L
     for name, conditioner in copy.condition_provider.conditioners.items():
         if isinstance(conditioner, PretrainedTextConditioner):
             conditioner.share(lm.condition_provider.conditioners[name])
-    state = {name: t for name, t in state.items() if not is_encoder_parameter(name)}
     # A copy also where the dtype is the same: generation must not touch what is trained.
-    state = {
-        k: t.to(device, dtype if t.is_floating_point() else None, copy=True)
-        for k, t in state.items()
-    }
+    for name, t in state.items():
+        wide = torch.float32 if is_encoder_parameter(name) else dtype
+        state[name] = t.to(device, wide if t.is_floating_point() else None, copy=True)
     copy.load_state_dict(state, strict=True, assign=True)
     copy.cfg = lm.cfg
     return copy.eval().requires_grad_(False)

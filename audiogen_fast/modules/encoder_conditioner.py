@@ -102,7 +102,8 @@ class EncoderConditioner(PretrainedTextConditioner):
 
     def share(self, other: "EncoderConditioner") -> None:
         super().share(other)
-        self.limit, self._stored = other.limit, other._stored
+        if not self.finetune:
+            self.limit, self._stored = other.limit, other._stored
 
     def save_encoder(self, folder: str | Path) -> None:
         """Write encoder and tokenizer to `folder`, in int8 where they came so and are not trained;

@@ -193,9 +193,14 @@ class PretrainedTextConditioner(TextConditioner):
         self.__dict__["_encoder"], self.__dict__["_tokenizer"] = encoder, tokenizer
 
     def share(self, other: "PretrainedTextConditioner") -> None:
-        """Use the encoder of another conditioner, without registering its parameters."""
-        other.load()
-        self.__dict__ |= {name: other.__dict__[name] for name in ("_encoder", "_tokenizer")}
+        """Use the encoder of another conditioner; a fine-tuned one, whose parameters may be spread
+        over processes, is loaded from the same place instead, and is to get a state."""
+        if self.finetune:
+            self.source, self.local_files_only = other.source, other.local_files_only
+            self.load()
+        else:
+            other.load()
+            self.__dict__ |= {name: other.__dict__[name] for name in ("_encoder", "_tokenizer")}
 
     def _read(self) -> tuple[nn.Module, Any, set[str]]:
         """Encoder, tokenizer, and names of parameters that the files lack."""

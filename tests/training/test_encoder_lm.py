@@ -13,6 +13,7 @@ from audiogen_fast.errors import CheckpointError, InvalidInputError
 from audiogen_fast.models.saving import save_pretrained
 from audiogen_fast.modules.conditioners import ConditioningAttributes
 from audiogen_fast.modules.encoder_files import INT8_FILE
+from audiogen_fast.training import parallel
 from audiogen_fast.training.data import TokenCache
 from audiogen_fast.training.export import export_lm
 from audiogen_fast.training.lm_samples import inference_copy
@@ -33,9 +34,8 @@ def shipped(bert, tmp_path_factory):
     return folder
 
 
-def train(parent, small_changes, encoder, *changes):
-    """The solver of a small run that is over."""
-    config = load_recipe(
+def recipe(parent, small_changes, encoder, *changes):
+    return load_recipe(
         "debug",
         [
             *small_changes,
@@ -46,7 +46,11 @@ def train(parent, small_changes, encoder, *changes):
             *changes,
         ],
     )
-    solver = LMSolver(config, Ranks(), lambda line: None)
+
+
+def train(*args):
+    """The solver of a small run that is over."""
+    solver = LMSolver(recipe(*args), Ranks(), lambda line: None)
     assert solver.run() == 0
     return solver
 
@@ -147,6 +151,40 @@ def test_fine_tuned(small_changes, bert, tmp_path):
     assert again.text_model.embeddings.word_embeddings.weight.dtype == torch.float32
     assert torch.equal(again.text_model.embeddings.word_embeddings.weight, trained_table)
     assert conditioner.dim == again.dim == 32
+
+
+def test_fine_tuned_in_shards(small_changes, bert, tmp_path):
+    """Its computation stays in float32, and a whole one is made of its parts for generation."""
+    config = recipe(
+        tmp_path,
+        small_changes,
+        bert,
+        "conditioners.description.encoder.finetune=true",
+        "parallel.mode=fsdp",
+        "parallel.dtype=bfloat16",
+        "optim.epochs=1",
+    )
+    dtypes = {"encoder": set(), "output_proj": set()}
+    ranks = parallel.start(config.parallel, config.safety)
+    try:
+        solver = LMSolver(config, ranks, lambda line: None)
+        conditioner = solver.lm.condition_provider.conditioners["description"]
+        modules = {name: getattr(conditioner, name) for name in dtypes}
+        for name, module in modules.items():
+            module.register_forward_hook(
+                lambda _m, _i, out, name=name: dtypes[name].add(
+                    getattr(out, "last_hidden_state", out).dtype
+                )
+            )
+        assert solver.run() == 0
+        assert dtypes == {"encoder": {torch.float32}, "output_proj": {torch.bfloat16}}
+        copied = inference_copy(solver.lm, 0.0, torch.device("cpu"))
+        other = copied.condition_provider.conditioners["description"]
+        inputs = conditioner.eval().tokenize(TEXTS)
+        with torch.no_grad():
+            assert torch.equal(other.encode(inputs), conditioner.encode(inputs))
+    finally:
+        parallel.stop()
 
 
 def test_from_a_cache_as_from_audio(trained, small_changes, shipped, tmp_path):
