@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from audiogen_fast.errors import AudioGenFastError, check
 from audiogen_fast.files import write_atomically
 from audiogen_fast.modules.encoder_conditioner import EncoderConditioner, most_tokens
-from audiogen_fast.modules.encoder_files import INT8_FILE, WEIGHTS_FILE, pack_int8, write_int8
+from audiogen_fast.modules.encoder_files import (
+    INT8_FILE,
+    WEIGHTS_FILE,
+    pack_int8,
+    write_compact_json,
+    write_int8,
+)
 from audiogen_fast.training import wordpiece
 
 DTYPES = ("int8", "float32")
@@ -156,8 +162,7 @@ def _write(
     tokenizer.save_pretrained(output)  # for everything beside tokenizer.json
     for extra in ("vocab.txt", "special_tokens_map.json", "added_tokens.json"):
         (output / extra).unlink(missing_ok=True)
-    compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    (output / "tokenizer.json").write_text(compact, encoding="utf-8")
+    write_compact_json(output / "tokenizer.json", content)
     path = output / "tokenizer_config.json"
     options = json.loads(path.read_text())
     for name in _DROPPED:

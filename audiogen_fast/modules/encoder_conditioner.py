@@ -1,6 +1,7 @@
 """A conditioner for any text encoder of transformers."""
 
 import hashlib
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from audiogen_fast.modules.encoder_files import (
     INT8_FILE,
     check_folder,
     read_encoder,
+    write_compact_json,
     write_int8,
 )
 from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner, encoder_folders
@@ -115,6 +117,9 @@ class EncoderConditioner(PretrainedTextConditioner):
             self._encoder.config.save_pretrained(folder)
             write_int8(Path(folder, INT8_FILE), self._stored)
         self._tokenizer.save_pretrained(folder)
+        path = Path(folder, "tokenizer.json")
+        if path.is_file():  # indented, a vocabulary takes half as much again
+            write_compact_json(path, json.loads(path.read_bytes()))
 
     def _save_states(self, folder: Path) -> None:
         # The encoder of an encoder-decoder is found under the name that it has in the whole.

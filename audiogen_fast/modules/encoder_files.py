@@ -142,6 +142,12 @@ def check_folder(folder: Path) -> bool:
     return True
 
 
+def write_compact_json(path: Path, content: Any) -> None:
+    """Write JSON without spaces, whole or not at all."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    write_atomically(path, text.encode("utf-8"))
+
+
 def pack_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of `INT8_FILE` for those of an encoder.
 
