@@ -9,7 +9,9 @@ of `audiogen_fast.modules.encoder_files`.
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +97,11 @@ def shrink_encoder(
     if max_length is not None:
         _cut_positions(whole._encoder, state, max_length)
     config = _changed(config, renumbered, max_length)
-    _write(output, whole._tokenizer, tokenizer, config, state, dtype, max_length)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".shrinking-") as temporary:
+        staged = Path(temporary, output.name)
+        _write(staged, whole._tokenizer, tokenizer, config, state, dtype, max_length)
+        os.replace(staged, output)
     small = EncoderConditioner(str(output), 1)
     small.load()
     alike = _alike(whole, small, texts)
@@ -158,7 +164,7 @@ def _write(
 ) -> None:
     from safetensors.torch import save
 
-    output.mkdir(parents=True, exist_ok=True)
+    output.mkdir()
     tokenizer.save_pretrained(output)  # for everything beside tokenizer.json
     for extra in ("vocab.txt", "special_tokens_map.json", "added_tokens.json"):
         (output / extra).unlink(missing_ok=True)

@@ -134,12 +134,15 @@ def _encoders(lm: LMModel) -> dict[str, PretrainedTextConditioner]:
     for name, conditioner in lm.condition_provider.conditioners.items():
         if isinstance(conditioner, PretrainedTextConditioner):
             folder = conditioner.folder_name
-            same = found.setdefault(folder, conditioner).source == conditioner.source
+            same = found.get(folder, conditioner).source == conditioner.source
             check(
                 same and folder not in (CONFIG_FILE, CODEC_FOLDER, *OWN_FILES.values()),
                 f"the text encoder of {name} must have a name of its own to be saved, got "
                 f"{folder!r}, which another part of the model has",
             )
+            # What a fine-tuned one learned is with the language model too, so it gives way.
+            if folder not in found or not conditioner.finetune:
+                found[folder] = conditioner
     return found
 
 

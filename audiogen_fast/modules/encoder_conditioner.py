@@ -64,6 +64,7 @@ class EncoderConditioner(PretrainedTextConditioner):
         self.limit: int | None = None
         """Tokens that texts are cut to, once the encoder is loaded; None: they are not."""
         self._stored: dict[str, Tensor] | None = None
+        self._prefix = ""
         self._warned = False
 
     def prepare(self) -> None:
@@ -83,8 +84,9 @@ class EncoderConditioner(PretrainedTextConditioner):
         tokenizer = AutoTokenizer.from_pretrained(
             self.source, local_files_only=self.local_files_only, trust_remote_code=False
         )
-        encoder, self._stored, missing = read_encoder(self.source, self.local_files_only)
-        return encoder, tokenizer, missing
+        read = read_encoder(self.source, self.local_files_only)
+        self._stored, self._prefix = read.stored, read.prefix
+        return read.encoder, tokenizer, read.missing
 
     def _check(self, encoder: nn.Module, tokenizer: Any) -> None:
         super()._check(encoder, tokenizer)
@@ -105,14 +107,17 @@ class EncoderConditioner(PretrainedTextConditioner):
     def share(self, other: "EncoderConditioner") -> None:
         super().share(other)
         if not self.finetune:
-            self.limit, self._stored = other.limit, other._stored
+            self.limit = other.limit
+            self._stored, self._prefix = other._stored, other._prefix
 
     def save_encoder(self, folder: str | Path) -> None:
         """Write encoder and tokenizer to `folder`, in int8 where they came so and are not trained;
         see the base."""
         self.load()
         if self._stored is None or self.finetune:
-            self._save_states(Path(folder))
+            state = self._encoder.state_dict()
+            state = {self._prefix + name: tensor for name, tensor in state.items()}
+            self._encoder.save_pretrained(folder, state_dict=state)
         else:
             self._encoder.config.save_pretrained(folder)
             write_int8(Path(folder, INT8_FILE), self._stored)
@@ -120,12 +125,6 @@ class EncoderConditioner(PretrainedTextConditioner):
         path = Path(folder, "tokenizer.json")
         if path.is_file():  # indented, a vocabulary takes half as much again
             write_compact_json(path, json.loads(path.read_bytes()))
-
-    def _save_states(self, folder: Path) -> None:
-        # The encoder of an encoder-decoder is found under the name that it has in the whole.
-        prefix = "encoder." if self._encoder.config.is_encoder_decoder else ""
-        state = {prefix + name: tensor for name, tensor in self._encoder.state_dict().items()}
-        self._encoder.save_pretrained(folder, state_dict=state)
 
     def _tokens(self, entries: list[str]) -> Any:
         options = {"padding": True, "return_token_type_ids": False, "verbose": False}

@@ -14,6 +14,7 @@ What an encoder has beside its token states, a pooler, is left out in either for
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,20 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def read_encoder(
-    source: str, local_files_only: bool = False
-) -> tuple[nn.Module, dict[str, Tensor] | None, set[str]]:
+@dataclass(frozen=True)
+class Read:
+    """An encoder that was read."""
+
+    encoder: nn.Module
+    prefix: str
+    """Of its tensors' names in files, where it may be part of an encoder-decoder."""
+    stored: dict[str, Tensor] | None
+    """The tensors of `INT8_FILE` as they are there, if that is where it came from."""
+    missing: set[str]
+    """Names of parameters that the files lack, which are random."""
+
+
+def read_encoder(source: str, local_files_only: bool = False) -> Read:
     """An encoder in float32, in evaluation mode, without its pooler.
 
     Of an encoder-decoder only the encoder is kept. Weights come from safetensors, never from
@@ -57,9 +69,6 @@ def read_encoder(
 
     Args:
         source: a folder, or the id of a hub repository.
-    Returns:
-        The encoder; the tensors of `INT8_FILE` as stored, where that is what there is; and the
-        names of parameters that the files lack, which are random.
     Raises:
         CheckpointError: `INT8_FILE` is damaged or something else.
         Exception: whatever transformers raises about other files.
@@ -86,7 +95,8 @@ def read_encoder(
     wrong = [*found["mismatched_keys"], *(found["unexpected_keys"] if stored is not None else ())]
     if wrong:
         raise CheckpointError(f"tensors do not fit config.json: {sorted(map(str, wrong))}")
-    return encoder.eval(), stored, {name for name in found["missing_keys"] if name in names}
+    missing = {name for name in found["missing_keys"] if name in names}
+    return Read(encoder.eval(), prefix, stored, missing)
 
 
 def _class_of(config: Any) -> type:

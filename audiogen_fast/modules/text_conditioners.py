@@ -177,7 +177,8 @@ class PretrainedTextConditioner(TextConditioner):
         if self._encoder is not None:
             return
         try:
-            with quiet_transformers():
+            # transformers draws what a file lacks; that must not change what is drawn next here.
+            with quiet_transformers(), torch.random.fork_rng(devices=[]):
                 encoder, tokenizer, missing = self._read()
         except Exception as error:  # damaged files raise errors of many libraries
             raise CheckpointError(
