@@ -97,6 +97,7 @@ def shrink_encoder(
     if max_length is not None:
         _cut_positions(whole._encoder, state, max_length)
     config = _changed(config, renumbered, max_length)
+    state = {whole._prefix + name: tensor for name, tensor in state.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".shrinking-") as temporary:
         staged = Path(temporary, output.name)
