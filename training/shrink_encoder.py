@@ -212,15 +212,19 @@ def _cosines(
 
 
 def read_texts(path: str | Path) -> list[str]:
-    """Texts of a manifest (`description` or `caption`), or the lines of a `.txt` file.
+    """Texts of a manifest (`description` or `caption`), the lines of a `.txt` file, or the last
+    column of a `.tsv` file without its comments and its `-`, such as the captions of the corpus.
 
     Raises:
         InvalidInputError: the file is not there, or has no such text.
     """
     path = Path(path)
-    if path.suffix == ".txt":
+    if path.suffix in (".txt", ".tsv"):
         check(path.is_file(), f"texts: no such file: {path}")
         found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.suffix == ".tsv":
+            cells = [line.split("\t")[-1].strip() for line in found if not line.startswith("#")]
+            found = [cell for cell in cells if cell != "-"]
     else:
         from audiogen_fast.training.data.captions import Captions
         from audiogen_fast.training.data.manifest import read_manifest
@@ -245,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--texts",
         type=Path,
         metavar="MANIFEST",
-        help="manifest whose descriptions keep all of their tokens, or a .txt file of texts",
+        help="manifest whose descriptions keep all of their tokens, or a .txt or .tsv file",
     )
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (all)")
     parser.add_argument("--dtype", choices=DTYPES, default="int8", help="of the weights (int8)")

@@ -133,6 +133,8 @@ def test_the_command(bert, whole, tmp_path, capsys):
 def test_texts(tmp_path):
     (tmp_path / "texts.txt").write_text("Rain\n\nrain \nRain\n")
     assert read_texts(tmp_path / "texts.txt") == ["Rain", "rain"]
+    (tmp_path / "captions.tsv").write_text("# a\tb\tc\np\t^x\t-\np\t^y\ta wet splat\n\n")
+    assert read_texts(tmp_path / "captions.tsv") == ["a wet splat"]
     rows = [
         {"path": "a.wav", "duration": 1, "description": ["a bell", "None"]},
         {"path": "b.wav", "duration": 1, "caption": "A sheep"},
