@@ -148,11 +148,27 @@ class LUTConfig:
 
 
 @dataclass
+class EncoderConfig:
+    name: str = ""
+    """Folder or hub id of a text encoder of transformers, or the name of one in text_encoders."""
+    dim: int | None = None
+    """Width of its vectors; none: as its config.json says."""
+    finetune: bool = False
+    """Train the encoder too."""
+    word_dropout: float = 0.0
+    """Probability of leaving a word out in training."""
+    max_length: int | None = None
+    """Tokens of a text, longer ones are cut; none: what the encoder can take."""
+
+
+@dataclass
 class ConditionerConfig:
-    model: Literal["t5", "lut"] = "t5"
-    """Text encoder, or table of words."""
+    model: Literal["t5", "encoder", "lut"] = "t5"
+    """T5, any other text encoder, or a table of words."""
     t5: T5Config | None = None
-    """Of the text encoder."""
+    """Of T5."""
+    encoder: EncoderConfig | None = None
+    """Of the other text encoder."""
     lut: LUTConfig | None = None
     """Of the table."""
 
@@ -281,6 +297,13 @@ class LMConfig(TrainConfig):
             f"fuser names the attributes {sorted(named)}, conditioners {sorted(self.conditioners)}",
         )
 
+        for name, conditioner in self.conditioners.items():
+            named = conditioner.encoder is not None and conditioner.encoder.name
+            check(
+                conditioner.model != "encoder" or bool(named),
+                f"conditioners.{name}.encoder.name is missing: a folder or a hub id",
+            )
+
     def xp_cfg(self) -> Config:
         """The model's configuration as checkpoints of the original have it."""
         cfg = to_dict(self)
@@ -311,4 +334,4 @@ class LMConfig(TrainConfig):
 
 
 def _default(kind: str) -> dict[str, Any]:
-    return to_dict({"t5": T5Config, "lut": LUTConfig}[kind]())
+    return to_dict({"t5": T5Config, "encoder": EncoderConfig, "lut": LUTConfig}[kind]())

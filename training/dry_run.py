@@ -1,5 +1,7 @@
 """What a run of the language model takes, reckoned from models without memory."""
 
+from pathlib import Path
+
 import torch
 
 from audiogen_fast.errors import check
@@ -27,8 +29,9 @@ def dry_run(config: LMConfig, world_size: int) -> dict[str, str]:
         f"dataset.batch_size must be a multiple of {parts} (processes times optim.accumulate), "
         f"got {batch}",
     )
+    encoders = None if config.text_encoders is None else Path(config.text_encoders)
     with torch.device("meta"):
-        lm = builders.get_lm_model(config.xp_cfg())
+        lm = builders.get_lm_model(config.xp_cfg(), encoders)
         if config.lora.rank:
             lora.add_adapters(lm, config.lora.rank, config.lora.alpha, config.lora.targets)
     total = sum(p.numel() for p in lm.parameters())

@@ -12,6 +12,7 @@ from audiogen_fast.models.hf_encodec import HFEncodecCompressionModel
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.saving import save_pretrained
 from audiogen_fast.models.stereo import InterleaveStereoCompressionModel
+from audiogen_fast.modules.encoder_conditioner import EncoderConditioner
 from audiogen_fast.training import lora, runs
 from audiogen_fast.training.checkpoint import read_tensors
 from audiogen_fast.training.codec.export import write_codec, write_released
@@ -74,6 +75,16 @@ def export_lm(
         compression = loaders.get_pretrained_compression_model(codec)
     else:
         compression = build_codec(config, torch.device("cpu"))
+    foreign = [
+        name
+        for name, conditioner in lm.condition_provider.conditioners.items()
+        if isinstance(conditioner, EncoderConditioner)
+    ]
+    check(
+        format != "audiocraft" or not foreign,
+        f"format must be audiogen_fast, as audiocraft has no conditioner of the kind encoder, "
+        f"which {', '.join(foreign)} is, got {format!r}",
+    )
     check(compression is not None, "codec must be given: the run was on codes and names none")
     output = Path(output)
     if format == "audiogen_fast":

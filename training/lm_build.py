@@ -11,7 +11,8 @@ from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.hub import HubOptions, Place
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.modules.attention import StreamingMultiheadAttention
-from audiogen_fast.modules.text_conditioners import T5Conditioner
+from audiogen_fast.modules.encoder_conditioner import EncoderConditioner
+from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner
 from audiogen_fast.training.config_lm import LMConfig
 
 
@@ -26,9 +27,12 @@ def build_lm(config: LMConfig) -> LMModel:
         encoders = None if config.text_encoders is None else Path(config.text_encoders)
         lm = builders.get_lm_model(cfg, encoders)
         lm.cfg = cfg
-        for conditioner in lm.condition_provider.conditioners.values():
-            if isinstance(conditioner, T5Conditioner):
+        for name, conditioner in lm.condition_provider.conditioners.items():
+            if isinstance(conditioner, PretrainedTextConditioner):
                 conditioner.load()
+            if isinstance(conditioner, EncoderConditioner):
+                # Copies are then built without looking for the encoder's files again.
+                cfg["conditioners"][name]["encoder"]["dim"] = conditioner.dim
     else:
         lm = loaders.load_lm_model(config.continue_from, dtype=torch.float32)
         for tensor in (*lm.parameters(), *lm.buffers()):

@@ -3,15 +3,15 @@
 from audiogen_fast.errors import check
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.lm import LMModel
-from audiogen_fast.modules.text_conditioners import T5Conditioner, TextConditioner
+from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner, TextConditioner
 from audiogen_fast.training.data import Loader, TokenDataset
-from audiogen_fast.training.data.text_encoders import fingerprint
+from audiogen_fast.training.data.text_encoders import FrozenTextEncoder, fingerprint
 
 
 def takes_encoded_text(conditioner: TextConditioner) -> bool:
     """Whether training may use what the encoder gave once: if nothing in it is drawn or learnt."""
     return (
-        isinstance(conditioner, T5Conditioner)
+        isinstance(conditioner, PretrainedTextConditioner)
         and not conditioner.finetune
         and conditioner.word_dropout == 0
     )
@@ -46,6 +46,6 @@ def check_cache(
     conditioner = conditioners.get("description")
     if text is not None and conditioner is not None and takes_encoded_text(conditioner):
         check(
-            text["fingerprint"] == fingerprint(conditioner.encoder),
+            text["fingerprint"] == FrozenTextEncoder(conditioner).fingerprint,
             f"{where} has texts that another text encoder than {conditioner.name} encoded",
         )

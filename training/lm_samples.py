@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from audiogen_fast.api import AudioGen
 from audiogen_fast.data.audio import audio_write
@@ -18,7 +18,10 @@ from audiogen_fast.files import write_atomically
 from audiogen_fast.models import builders, loaders
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.lm import LMModel
-from audiogen_fast.modules.text_conditioners import T5Conditioner
+from audiogen_fast.modules.text_conditioners import (
+    PretrainedTextConditioner,
+    is_encoder_parameter,
+)
 from audiogen_fast.report import Section, Sound, figure_class, spectrogram_picture, write_page
 from audiogen_fast.training import lora
 from audiogen_fast.training.config_lm import LMConfig
@@ -41,40 +44,21 @@ def full_state(lm: LMModel, adapter_scale: float = 0.0) -> dict[str, Tensor]:
 
 
 def inference_copy(lm: LMModel, adapter_scale: float, device: torch.device) -> LMModel:
-    """A whole model for generation, in the dtype for that; a frozen text encoder is shared."""
+    """A whole model for generation, in the dtype for that, which shares a frozen text encoder."""
     state = full_state(lm, adapter_scale)
     dtype = loaders.resolve_dtype(None, device)
     with torch.device("meta"):
         copy = builders.get_lm_model(lm.cfg)
-        encoders = [
-            _give_encoder(conditioner, lm.condition_provider.conditioners[name])
-            for name, conditioner in copy.condition_provider.conditioners.items()
-            if isinstance(conditioner, T5Conditioner)
-        ]
-    fixed = {id(t) for encoder in encoders for t in encoder.parameters()}
-    exact = {name for name, t in copy.named_parameters(remove_duplicate=False) if id(t) in fixed}
-    # A copy also where the dtype is the same: generation must not touch what is trained. T5 stays
-    # in float32, as everywhere.
-    state = {
-        k: t.to(device, dtype if t.is_floating_point() and k not in exact else None, copy=True)
-        for k, t in state.items()
-    }
+    for name, conditioner in copy.condition_provider.conditioners.items():
+        if isinstance(conditioner, PretrainedTextConditioner):
+            conditioner.share(lm.condition_provider.conditioners[name])
+    # A copy also where the dtype is the same: generation must not touch what is trained.
+    for name, t in state.items():
+        wide = torch.float32 if is_encoder_parameter(name) else dtype
+        state[name] = t.to(device, wide if t.is_floating_point() else None, copy=True)
     copy.load_state_dict(state, strict=True, assign=True)
     copy.cfg = lm.cfg
     return copy.eval().requires_grad_(False)
-
-
-def _give_encoder(conditioner: T5Conditioner, own: T5Conditioner) -> nn.Module:
-    """The encoder of a model in training for its copy: itself, or an empty one if it is trained,
-    and perhaps sharded."""
-    encoder = own.encoder
-    if own.finetune:
-        from transformers import T5EncoderModel
-
-        encoder = conditioner.t5 = T5EncoderModel(encoder.config)
-    conditioner.__dict__["_encoder"] = encoder
-    conditioner.__dict__["_tokenizer"] = own._tokenizer
-    return encoder
 
 
 class Samples:

@@ -118,13 +118,18 @@ def resolve_mode(config: ParallelConfig, ranks: Ranks) -> str:
 
 
 def spread(
-    module: nn.Module, layers: Sequence[nn.Module], config: ParallelConfig, ranks: Ranks
+    module: nn.Module,
+    layers: Sequence[nn.Module],
+    config: ParallelConfig,
+    ranks: Ranks,
+    wide: Sequence[nn.Module] = (),
 ) -> nn.Module:
     """Spread a module, which is on its device already, over the processes.
 
     Args:
         module: whose `forward` is called in training; its parameters are float32.
         layers: modules in it that are compiled, and sharded, each on its own.
+        wide: modules in it that compute in float32 whatever `config.dtype` is.
     Returns:
         The module to call: a wrapper for `ddp`, `module` itself otherwise.
     """
@@ -133,7 +138,7 @@ def spread(
         for layer in layers:
             layer.compile()
     if mode == "fsdp":
-        _shard(module, layers, config)
+        _shard(module, layers, config, wide)
     elif mode == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
@@ -144,7 +149,12 @@ def spread(
     return module
 
 
-def _shard(module: nn.Module, layers: Sequence[nn.Module], config: ParallelConfig) -> None:
+def _shard(
+    module: nn.Module,
+    layers: Sequence[nn.Module],
+    config: ParallelConfig,
+    wide: Sequence[nn.Module],
+) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -164,4 +174,6 @@ def _shard(module: nn.Module, layers: Sequence[nn.Module], config: ParallelConfi
             mp_policy=policy,
             reshard_after_forward=config.reshard_after_forward,
         )
+    for part in wide:
+        fully_shard(part, mesh=mesh)
     fully_shard(module, mesh=mesh, mp_policy=policy)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from audiogen_fast.errors import check
+from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner
 from audiogen_fast.training import cfg_dropout, lm_loss, lora, parallel
 from audiogen_fast.training.config_lm import LMConfig
 from audiogen_fast.training.data import Batch, Loader
@@ -49,7 +50,14 @@ class LMSolver(Solver):
         if adapters.rank:
             lora.add_adapters(lm, adapters.rank, adapters.alpha, adapters.targets)
         self.loss = lm_loss.LMLoss(lm)
-        self.module = parallel.spread(self.loss, lm.transformer.layers, config.parallel, ranks)
+        encoders = [
+            conditioner.encoder
+            for conditioner in lm.condition_provider.conditioners.values()
+            if isinstance(conditioner, PretrainedTextConditioner) and conditioner.finetune
+        ]
+        self.module = parallel.spread(
+            self.loss, lm.transformer.layers, config.parallel, ranks, wide=encoders
+        )
         self.optimizer = make_optimizer(lm_groups(lm), config.optim)
         fp16 = config.parallel.dtype == "float16"
         self.scaler = LossScaler(enabled=fp16)

@@ -15,10 +15,10 @@ from audiogen_fast.models import loaders
 from audiogen_fast.models.builders import get_wrapped_compression_model
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.hub import HubOptions, Place
-from audiogen_fast.modules.text_conditioners import T5Conditioner
+from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner
 from audiogen_fast.training.data.encode import encode_manifest
 from audiogen_fast.training.data.manifest import read_manifest
-from audiogen_fast.training.data.text_encoders import T5TextEncoder
+from audiogen_fast.training.data.text_encoders import FrozenTextEncoder
 from audiogen_fast.training.data.windows import EncodeConfig
 
 _SHOWN = 10
@@ -76,7 +76,7 @@ def encode(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _load(args: argparse.Namespace) -> tuple[CompressionModel, T5TextEncoder | None]:
+def _load(args: argparse.Namespace) -> tuple[CompressionModel, FrozenTextEncoder | None]:
     check(args.checkpoint != "debug", "--checkpoint must be a checkpoint, debug has none")
     device = choose_device(args.device)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,13 +95,13 @@ def _load(args: argparse.Namespace) -> tuple[CompressionModel, T5TextEncoder | N
     codec, lm = loaders.load_models(place, torch.device("cpu"), loaders.stored_dtype(place))
     codec = get_wrapped_compression_model(codec, lm.cfg).to(device).eval()
     conditioner = lm.condition_provider.conditioners["description"]
-    frozen = isinstance(conditioner, T5Conditioner) and not conditioner.finetune
+    frozen = isinstance(conditioner, PretrainedTextConditioner) and not conditioner.finetune
     check(
         frozen,
         "the text encoder of the checkpoint must be frozen for its results to be kept, this one "
         "is trained with the model; pass --no-text",
     )
-    return codec, T5TextEncoder(conditioner.to(device))
+    return codec, FrozenTextEncoder(conditioner.to(device))
 
 
 def _condition(text: str) -> tuple[str, str]:

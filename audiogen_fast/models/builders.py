@@ -23,8 +23,15 @@ from audiogen_fast.modules.codebooks_patterns import (
     UnrolledPatternProvider,
 )
 from audiogen_fast.modules.conditioners import ConditionFuser, ConditioningProvider
+from audiogen_fast.modules.encoder_conditioner import EncoderConditioner
 from audiogen_fast.modules.seanet import SEANetDecoder, SEANetEncoder
-from audiogen_fast.modules.text_conditioners import LUTConditioner, T5Conditioner, TextConditioner
+from audiogen_fast.modules.text_conditioners import (
+    LUTConditioner,
+    PretrainedTextConditioner,
+    T5Conditioner,
+    TextConditioner,
+    encoder_folders,
+)
 from audiogen_fast.modules.transformer import StreamingTransformer, StreamingTransformerLayer
 from audiogen_fast.quantization import BaseQuantizer, DummyQuantizer, ResidualVectorQuantizer
 
@@ -34,6 +41,11 @@ _PATTERNS: dict[str, type[CodebooksPatternProvider]] = {
     "unroll": UnrolledPatternProvider,
     "coarse_first": CoarseFirstPattern,
     "musiclm": MusicLMPattern,
+}
+_CONDITIONERS: dict[str, type[TextConditioner]] = {
+    "t5": T5Conditioner,
+    "lut": LUTConditioner,
+    "encoder": EncoderConditioner,
 }
 # Keys of training experiments that early exports left in; they change nothing in inference.
 _IGNORED = frozenset(
@@ -107,28 +119,25 @@ def get_conditioner_provider(
             continue
         kind = options["model"]
         arguments = dict(options.get(kind) or {})
-        if kind == "t5":
+        if kind not in _CONDITIONERS:
+            raise CheckpointError(
+                f"conditioner {name!r} is of the kind {kind!r}; supported are "
+                f"{', '.join(map(repr, _CONDITIONERS))}"
+            )
+        cls = _CONDITIONERS[kind]
+        if issubclass(cls, PretrainedTextConditioner):
             arguments["path"] = _beside(text_encoders, arguments.get("name", ""))
             arguments["local_files_only"] = local_files_only
-            arguments = _select(arguments, f"conditioners.{name}", T5Conditioner)
-            conditioners[name] = T5Conditioner(output_dim=output_dim, **arguments)
-        elif kind == "lut":
-            arguments = _select(arguments, f"conditioners.{name}", LUTConditioner)
-            conditioners[name] = LUTConditioner(output_dim=output_dim, **arguments)
-        else:
-            raise CheckpointError(
-                f"conditioner {name!r} is of the kind {kind!r}; only 't5' and 'lut' are supported"
-            )
+        arguments = _select(arguments, f"conditioners.{name}", cls)
+        conditioners[name] = cls(output_dim=output_dim, **arguments)
     return ConditioningProvider(conditioners)
 
 
 def _beside(folder: Path | None, name: str) -> Path | None:
     """The text encoder's folder in `folder`, under its full or its last name."""
-    if folder is None or not name:
-        return None
-    for candidate in (folder / name, folder / name.split("/")[-1]):
-        if (candidate / "config.json").is_file():
-            return candidate
+    for candidate in encoder_folders(name) if folder is not None else ():
+        if (folder / candidate / "config.json").is_file():
+            return folder / candidate
     return None
 
 

@@ -21,6 +21,7 @@ _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 # A text encoder or codec in the format of transformers; a URL cannot tell what lies there.
 _FOLDER_FILES = (
     "model.safetensors",
+    "model.int8.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -24,7 +24,11 @@ from audiogen_fast.models.hub import HubOptions, Place
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.packed import is_packed_parameter
 from audiogen_fast.models.weights import load_codec_state, load_state
-from audiogen_fast.modules.text_conditioners import T5Conditioner
+from audiogen_fast.modules.text_conditioners import (
+    PretrainedTextConditioner,
+    T5Conditioner,
+    encoder_folders,
+)
 
 _FILES = {
     "lm": ("state_dict.bin", "checkpoint.th"),
@@ -132,8 +136,8 @@ def _load_lm(
     encoders = _text_encoders(place, checkpoint.cfg)
     model: LMModel = _build(checkpoint, builders.get_lm_model, encoders, place.offline)
     for conditioner in model.condition_provider.conditioners.values():
-        if isinstance(conditioner, T5Conditioner):
-            conditioner.load()
+        if isinstance(conditioner, PretrainedTextConditioner):
+            conditioner.prepare()
     model.packed = checkpoint.packed
     check(
         model.packed is None or device.type == "cpu",
@@ -259,7 +263,7 @@ def _read(place: Place, part: str, beside: bool = False) -> Checkpoint:
 def _text_encoders(place: Place, cfg: Config) -> Path | None:
     """The folder beside the checkpoint that holds its text encoder, if one does."""
     for name in _encoder_names(cfg):
-        for subfolder in dict.fromkeys((name, name.split("/")[-1])):
+        for subfolder in encoder_folders(name):
             found = place.folder(subfolder)
             if found is not None:
                 return found.parents[subfolder.count("/")]
@@ -269,9 +273,10 @@ def _text_encoders(place: Place, cfg: Config) -> Path | None:
 def _encoder_names(cfg: Config) -> Iterator[str]:
     conditioners = cfg.get("conditioners")
     for conditioner in conditioners.values() if isinstance(conditioners, dict) else ():
-        options = conditioner.get("t5") if isinstance(conditioner, dict) else None
+        kind = conditioner.get("model") if isinstance(conditioner, dict) else None
+        options = conditioner.get(kind) if kind in ("t5", "encoder") else None
         name = options.get("name") if isinstance(options, dict) else None
-        if isinstance(name, str) and name in T5Conditioner.DIMS:
+        if isinstance(name, str) and (kind == "encoder" or name in T5Conditioner.DIMS):
             yield name
 
 

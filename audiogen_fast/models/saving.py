@@ -1,5 +1,6 @@
 """Saving models in the package's own format."""
 
+import copy
 import json
 import os
 import tempfile
@@ -24,7 +25,8 @@ from audiogen_fast.models.hf_encodec import HFEncodecCompressionModel
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.packed import PREFIX, PackedWeights, is_packed_parameter
 from audiogen_fast.models.stereo import InterleaveStereoCompressionModel
-from audiogen_fast.modules.text_conditioners import T5Conditioner
+from audiogen_fast.modules.encoder_conditioner import EncoderConditioner
+from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner
 
 
 def save_pretrained(
@@ -44,7 +46,8 @@ def save_pretrained(
             then serves the native engine only. A model that was loaded packed is saved packed.
     Raises:
         InvalidInputError: a model was not loaded from a checkpoint, so its configuration is
-            unknown; or `folder` is a file, or has a `config.json` of something else.
+            unknown; `folder` is a file, or has a `config.json` of something else; or two text
+            encoders, or one and another part of the model, have one name.
     """
     folder = Path(folder)
     codec = compression_model
@@ -55,8 +58,9 @@ def save_pretrained(
     if packed is not None:
         config["version"] = PACKED_VERSION
         config["packed"] = {"format": packed.format, "group_size": packed.group_size}
-    config["lm"] = _config("lm", lm)
+    config["lm"] = _with_own_encoders(_config("lm", lm), lm)
     config["compression_model"] = _config("compression_model", codec)
+    encoders = _encoders(lm)
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
@@ -64,6 +68,9 @@ def save_pretrained(
         staged.mkdir()
         replaced.mkdir()
         _write(staged, config, lm, codec, packed)
+        for name, conditioner in encoders.items():
+            conditioner.save_encoder(staged / name)
+        _share_modes(staged)
         _swap(staged, folder, replaced)
     return folder
 
@@ -98,9 +105,8 @@ def _write(
 ) -> None:
     from safetensors.torch import save_file
 
-    path = folder / CONFIG_FILE
-    path.write_text(json.dumps(config, indent=2, default=str) + "\n")
-    mode = path.stat().st_mode
+    text = json.dumps(config, indent=2, default=str) + "\n"
+    (folder / CONFIG_FILE).write_text(text)
     metadata = {"format": "pt"}
     if packed is None:
         save_file(_tensors(lm), folder / OWN_FILES["lm"], metadata)
@@ -112,12 +118,43 @@ def _write(
         codec.model.save_pretrained(folder / CODEC_FOLDER)
     else:
         save_file(_tensors(codec), folder / OWN_FILES["compression_model"], metadata)
-    for conditioner in lm.condition_provider.conditioners.values():
-        if isinstance(conditioner, T5Conditioner):
-            conditioner.save_encoder(folder / conditioner.name.split("/")[-1])
+
+
+def _share_modes(folder: Path) -> None:
+    """safetensors makes files that nobody else may read: all get the configuration's mode."""
+    mode = (folder / CONFIG_FILE).stat().st_mode
     for file in folder.rglob("*"):
-        if file.is_file():  # safetensors makes files that nobody else may read
+        if file.is_file():
             file.chmod(mode)
+
+
+def _encoders(lm: LMModel) -> dict[str, PretrainedTextConditioner]:
+    """The text encoders by the name of their folder."""
+    found: dict[str, PretrainedTextConditioner] = {}
+    for name, conditioner in lm.condition_provider.conditioners.items():
+        if isinstance(conditioner, PretrainedTextConditioner):
+            folder = conditioner.folder_name
+            same = found.get(folder, conditioner).source == conditioner.source
+            check(
+                same and folder not in (CONFIG_FILE, CODEC_FOLDER, *OWN_FILES.values()),
+                f"the text encoder of {name} must have a name of its own to be saved, got "
+                f"{folder!r}, which another part of the model has",
+            )
+            # What a fine-tuned one learned is with the language model too, so it gives way.
+            if folder not in found or not conditioner.finetune:
+                found[folder] = conditioner
+    return found
+
+
+def _with_own_encoders(cfg: dict[str, Any], lm: LMModel) -> dict[str, Any]:
+    """The configuration with each `encoder` as it is found in the saved folder, wherever it came
+    from; what it is called says nothing of its width, which is added."""
+    cfg = copy.deepcopy(cfg)
+    for name, conditioner in lm.condition_provider.conditioners.items():
+        if isinstance(conditioner, EncoderConditioner):
+            own = {"name": conditioner.folder_name, "dim": conditioner.dim}
+            cfg["conditioners"][name]["encoder"] |= own
+    return cfg
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

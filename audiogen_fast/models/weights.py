@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from audiogen_fast.errors import CheckpointError
 from audiogen_fast.models.checkpoint import Checkpoint
 from audiogen_fast.modules.conv import fold_weight_norm
+from audiogen_fast.modules.text_conditioners import is_encoder_parameter
 
 _MADV_DONTNEED = 4
 # Older names of normalised convolution weights -> those of torch's parametrizations.
@@ -59,7 +60,7 @@ def load_state(
     for name, target in wanted.items():
         source = state[name].detach()
         # A fine-tuned text encoder stays in float32, like the others: half precision overflows.
-        wide = torch.float32 if ".t5." in name else dtype
+        wide = torch.float32 if is_encoder_parameter(name) else dtype
         if as_stored is not None and as_stored(name):
             wide = source.dtype
         tensor = source.to(device, wide if source.is_floating_point() else None).contiguous()

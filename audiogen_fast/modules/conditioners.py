@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
+from audiogen_fast.modules.encoder_conditioner import EncoderConditioner
 from audiogen_fast.modules.text_conditioners import (
     ConditionType,
     LUTConditioner,
@@ -24,6 +25,7 @@ __all__ = [
     "ConditionType",
     "ConditioningAttributes",
     "ConditioningProvider",
+    "EncoderConditioner",
     "LUTConditioner",
     "T5Conditioner",
     "TextConditioner",

@@ -1,19 +1,24 @@
-"""Conditioners that turn text into vectors: a T5 encoder, or a lookup table."""
+"""Conditioners that turn text into vectors: a T5 encoder, or a lookup table.
+
+`encoder_conditioner` has the one for any other text encoder.
+"""
 
 import hashlib
 import random
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from audiogen_fast.errors import CheckpointError, check
+from audiogen_fast.modules.encoder_files import quiet_transformers
 
 # [B, L, D] vectors and their int mask [B, L]; masked vectors are exactly zero.
 ConditionType = tuple[Tensor, Tensor]
+_ENCODER_PARAMETER = re.compile(r"(?:^|\.)conditioners\.[^.]+\.(?:t5|text_model)\.")
 _STOP_WORDS = frozenset("a an the of in on at to and or is are was were with for by it its".split())
 
 
@@ -115,19 +120,170 @@ class LUTConditioner(TextConditioner):
         return self.project(self.embed(tokens), mask)
 
 
-class T5Conditioner(TextConditioner):
-    """A T5 encoder, kept out of the state dict unless it is fine-tuned.
+class PretrainedTextConditioner(TextConditioner):
+    """Base: a text encoder of transformers, kept out of the state dict unless it is fine-tuned.
 
-    An absent or empty description has its whole mask set to 0, so all its vectors are zero.
+    It always computes in float32, and without `finetune` it never gets a gradient. An absent or
+    empty description has its whole mask set to 0, so all its vectors are zero.
 
     Args:
-        name: model of the T5 family, such as `t5-large`.
+        name: of the encoder; its last part is that of the folder it is saved to.
+        dim: width of its vectors.
+        output_dim: width of the language model.
         finetune: train the encoder too; it is then part of the state dict.
         word_dropout: probability of dropping each word, in training.
         path: folder with the encoder and tokenizer; None resolves `name` through the hub.
         local_files_only: never download.
     """
 
+    STATE_NAME = ""
+    """What a fine-tuned encoder is called in the state dict."""
+
+    def __init__(
+        self,
+        name: str,
+        dim: int,
+        output_dim: int,
+        finetune: bool,
+        word_dropout: float,
+        path: str | Path | None,
+        local_files_only: bool,
+    ):
+        super().__init__(dim, output_dim)
+        self.name, self.finetune, self.word_dropout = name, finetune, word_dropout
+        self.source = str(path) if path is not None else name
+        self.local_files_only = local_files_only
+        self.__dict__["_encoder"] = None
+        self.__dict__["_tokenizer"] = None
+
+    @property
+    def folder_name(self) -> str:
+        """The folder of a saved model that has the encoder."""
+        return PurePosixPath(self.name).name
+
+    def prepare(self) -> None:
+        """What loading a model does: here, load the encoder."""
+        self.load()
+
+    @torch.inference_mode(False)
+    def load(self) -> None:
+        """Load encoder and tokenizer now (otherwise the first use does).
+
+        With `finetune` this also registers the encoder's parameters.
+
+        Raises:
+            CheckpointError: it cannot be found, is damaged or incomplete, or has another width.
+        """
+        if self._encoder is not None:
+            return
+        try:
+            # transformers draws what a file lacks; that must not change what is drawn next here.
+            with quiet_transformers(), torch.random.fork_rng(devices=[]):
+                encoder, tokenizer, missing = self._read()
+        except Exception as error:  # damaged files raise errors of many libraries
+            raise CheckpointError(
+                f"cannot load the text encoder {self.source!r}: {error}. To use it offline, put a "
+                f"folder {self.folder_name!r} with its files beside the checkpoint."
+            ) from error
+        if missing:  # which would be left random
+            raise CheckpointError(f"the text encoder {self.source!r} lacks {sorted(missing)}")
+        self._check(encoder, tokenizer)
+        encoder = encoder.train(self.finetune)
+        if self.finetune:
+            setattr(self, self.STATE_NAME, encoder)
+        self.__dict__["_encoder"], self.__dict__["_tokenizer"] = encoder, tokenizer
+
+    def share(self, other: "PretrainedTextConditioner") -> None:
+        """Use the encoder of another conditioner; a fine-tuned one, whose parameters may be spread
+        over processes, is loaded from the same place instead, and is to get a state."""
+        if self.finetune:
+            self.source, self.local_files_only = other.source, other.local_files_only
+            self.load()
+        else:
+            other.load()
+            self.__dict__ |= {name: other.__dict__[name] for name in ("_encoder", "_tokenizer")}
+
+    def _read(self) -> tuple[nn.Module, Any, set[str]]:
+        """Encoder, tokenizer, and names of parameters that the files lack."""
+        raise NotImplementedError
+
+    def _check(self, encoder: nn.Module, tokenizer: Any) -> None:
+        width = encoder.config.hidden_size
+        if width != self.dim:
+            raise CheckpointError(
+                f"the text encoder {self.source!r} has vectors of {width}, those of {self.name!r} "
+                f"have {self.dim}"
+            )
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder, on the device of the projection."""
+        self.load()
+        device = self.output_proj.weight.device
+        if self._encoder.device != device:
+            self._encoder.to(device)
+        return self._encoder
+
+    def save_encoder(self, folder: str | Path) -> None:
+        """Write encoder and tokenizer to `folder` in the format of transformers."""
+        self.load()
+        self._encoder.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+    def tokenize(self, texts: Sequence[str | None]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, int64 `[B, L]`, padded to the longest text."""
+        self.load()
+        entries = [text or "" for text in texts]
+        if self.word_dropout > 0.0 and self.training:
+            entries = [
+                " ".join(w for w in e.split(" ") if random.random() >= self.word_dropout)
+                for e in entries
+            ]
+        inputs = self._tokens(entries)
+        mask = inputs["attention_mask"]
+        mask[[i for i, entry in enumerate(entries) if entry == ""], :] = 0
+        device = self.output_proj.weight.device
+        return {"input_ids": inputs["input_ids"].to(device), "attention_mask": mask.to(device)}
+
+    def _tokens(self, entries: list[str]) -> Any:
+        return self._tokenizer(entries, return_tensors="pt", padding=True)
+
+    def encode(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The encoder's states of tokenised texts, float32 `[B, L, dim]`."""
+        with torch.autocast(inputs["input_ids"].device.type, enabled=False):
+            return self.encoder(**inputs).last_hidden_state
+
+    def forward(self, inputs: dict[str, Tensor]) -> ConditionType:
+        with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
+            vectors = self.encode(inputs)
+        return self.project(vectors, inputs["attention_mask"])
+
+
+def encoder_folders(name: str) -> list[str]:
+    """Where a folder of checkpoints may have the encoder `name`: under its full or last name.
+
+    Never outside of that folder, whatever the name.
+    """
+    path = PurePosixPath(name)
+    inside = not path.is_absolute() and ".." not in path.parts
+    names = [str(path), path.name] if inside else [path.name]
+    return list(dict.fromkeys(one for one in names if one not in ("", ".", "..")))
+
+
+def is_encoder_parameter(name: str) -> bool:
+    """Whether a tensor of a language model belongs to a fine-tuned text encoder."""
+    return _ENCODER_PARAMETER.search(name) is not None
+
+
+class T5Conditioner(PretrainedTextConditioner):
+    """A T5 encoder.
+
+    Args:
+        name: model of the T5 family, such as `t5-large`.
+        output_dim, finetune, word_dropout, path, local_files_only: see the base.
+    """
+
+    STATE_NAME = "t5"
     DIMS = {
         "t5-small": 512,
         "t5-base": 768,
@@ -155,93 +311,16 @@ class T5Conditioner(TextConditioner):
     ):
         check(name in self.DIMS, f"T5 name must be one of {sorted(self.DIMS)}, got {name!r}")
         check(not normalize_text, "normalize_text is not supported (it needs spaCy)")
-        super().__init__(self.DIMS[name], output_dim)
-        self.name, self.finetune, self.word_dropout = name, finetune, word_dropout
-        self.source = str(path) if path is not None else name
-        self.local_files_only = local_files_only
-        self.__dict__["_encoder"] = None
-        self.__dict__["_tokenizer"] = None
+        dim = self.DIMS[name]
+        super().__init__(name, dim, output_dim, finetune, word_dropout, path, local_files_only)
 
-    def load(self) -> None:
-        """Load encoder and tokenizer now (otherwise the first use does).
-
-        With `finetune` this also registers the encoder's parameters.
-
-        Raises:
-            CheckpointError: it cannot be found, is damaged or incomplete, or has another width.
-        """
-        if self._encoder is not None:
-            return
+    def _read(self) -> tuple[nn.Module, Any, set[str]]:
         # Imported here: transformers takes seconds, and not every model has text.
         from transformers import AutoTokenizer, T5EncoderModel
-        from transformers.utils import logging
 
-        # Its weights are there in an instant; a progress bar for them is noise.
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
         options = {"local_files_only": self.local_files_only}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.source, **options)
-            encoder, found = T5EncoderModel.from_pretrained(
-                self.source, dtype=torch.float32, output_loading_info=True, **options
-            )
-        except Exception as error:  # damaged files raise errors of many libraries
-            raise CheckpointError(
-                f"cannot load the text encoder {self.source!r}: {error}. To use it offline, put a "
-                f"folder {self.name!r} with its files beside the checkpoint."
-            ) from error
-        finally:
-            if bars:
-                logging.enable_progress_bar()
-        if found["missing_keys"]:  # which would be left random
-            raise CheckpointError(
-                f"the text encoder {self.source!r} lacks {sorted(found['missing_keys'])}"
-            )
-        if encoder.config.d_model != self.dim:
-            raise CheckpointError(
-                f"the text encoder {self.source!r} has vectors of {encoder.config.d_model}, those "
-                f"of {self.name!r} have {self.dim}"
-            )
-        encoder = encoder.train(self.finetune)
-        if self.finetune:
-            self.t5 = encoder
-        self.__dict__["_encoder"], self.__dict__["_tokenizer"] = encoder, tokenizer
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The T5 encoder, on the device of the projection."""
-        self.load()
-        device = self.output_proj.weight.device
-        if self._encoder.device != device:
-            self._encoder.to(device)
-        return self._encoder
-
-    def save_encoder(self, folder: str | Path) -> None:
-        """Write encoder and tokenizer to `folder` in the format of transformers."""
-        self.load()
-        self._encoder.save_pretrained(folder)
-        self._tokenizer.save_pretrained(folder)
-
-    def tokenize(self, texts: Sequence[str | None]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, int64 `[B, L]`, padded to the longest text."""
-        self.load()
-        entries = [text or "" for text in texts]
-        if self.word_dropout > 0.0 and self.training:
-            entries = [
-                " ".join(w for w in e.split(" ") if random.random() >= self.word_dropout)
-                for e in entries
-            ]
-        inputs = self._tokenizer(entries, return_tensors="pt", padding=True)
-        mask = inputs["attention_mask"]
-        mask[[i for i, entry in enumerate(entries) if entry == ""], :] = 0
-        device = self.output_proj.weight.device
-        return {"input_ids": inputs["input_ids"].to(device), "attention_mask": mask.to(device)}
-
-    def forward(self, inputs: dict[str, Tensor]) -> ConditionType:
-        mask = inputs["attention_mask"]
-        device_type = mask.device.type
-        # The encoder always runs in float32: T5 overflows in half precision.
-        with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
-            with torch.autocast(device_type, enabled=False):
-                vectors = self.encoder(**inputs).last_hidden_state
-        return self.project(vectors, mask)
+        tokenizer = AutoTokenizer.from_pretrained(self.source, **options)
+        encoder, found = T5EncoderModel.from_pretrained(
+            self.source, dtype=torch.float32, output_loading_info=True, **options
+        )
+        return encoder, tokenizer, set(found["missing_keys"])

@@ -228,7 +228,7 @@ WRONG = {
         "lm_model": ("other", "lm_model must be 'transformer_lm', got 'other'"),
         "codebooks_pattern.modeling": ("waltz", "modeling must be one of .*got 'waltz'"),
         "codebooks_pattern.delay.delays": ([0, 0, 0, 10**9], "delays must lie in"),
-        "conditioners.description.model": ("wav", "'wav'; only 't5' and 'lut'"),
+        "conditioners.description.model": ("wav", "'wav'; supported are 't5', 'lut', 'encoder'"),
         "conditioners": ("text", ""),
         "fuser.sum": (3, ""),
     },

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from audiogen_fast.errors import check
-from audiogen_fast.modules.text_conditioners import T5Conditioner
+from audiogen_fast.modules.encoder_conditioner import EncoderConditioner
+from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner
 
 
 class TextEncoder(Protocol):
@@ -27,23 +28,27 @@ class TextEncoder(Protocol):
         ...
 
 
-class T5TextEncoder:
-    """The T5 of a model's conditioner, before the projection, which training does change."""
+class FrozenTextEncoder:
+    """The encoder of a model's conditioner, before the projection, which training does change."""
 
-    def __init__(self, conditioner: T5Conditioner):
+    def __init__(self, conditioner: PretrainedTextConditioner):
         check(not conditioner.finetune, "the text encoder must be frozen, this one is fine-tuned")
         conditioner.load()
         self.conditioner, self.dim = conditioner, conditioner.dim
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.conditioner.encoder)
+        weights = fingerprint(self.conditioner.encoder)
+        if isinstance(self.conditioner, EncoderConditioner):
+            # Weights that are the same may come with another vocabulary or limit.
+            return f"{weights} {self.conditioner.tokenizer_fingerprint}"
+        return weights
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See `TextEncoder`."""
         inputs = self.conditioner.tokenize(texts)
-        vectors = self.conditioner.encoder(**inputs).last_hidden_state.float().cpu().numpy()
+        vectors = self.conditioner.encode(inputs).float().cpu().numpy()
         lengths = inputs["attention_mask"].sum(1).tolist()
         return [row[:length] for row, length in zip(vectors, lengths, strict=True)]
 

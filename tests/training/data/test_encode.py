@@ -30,7 +30,7 @@ from audiogen_fast.training.data import (
 )
 from audiogen_fast.training.data.encode import encode_manifest
 from audiogen_fast.training.data.shards import read_index
-from audiogen_fast.training.data.text_encoders import T5TextEncoder
+from audiogen_fast.training.data.text_encoders import FrozenTextEncoder
 from audiogen_fast.training.data.windows import EncodeConfig
 
 CONFIG = EncodeConfig(segment_duration=0.5, shard_items=4)
@@ -42,7 +42,7 @@ CAPTIONS = ["a bell", ["a sheep", "Bleating"], "a bell", ""]
 def models(checkpoint):
     place = Place(checkpoint, HubOptions())
     codec, lm = loaders.load_models(place, torch.device("cpu"))
-    return codec, T5TextEncoder(lm.condition_provider.conditioners["description"])
+    return codec, FrozenTextEncoder(lm.condition_provider.conditioners["description"])
 
 
 @pytest.fixture(scope="module")
