@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from audiogen_fast.errors import check
+from audiogen_fast.evaluation.language import language_metrics
 from audiogen_fast.training import cfg_dropout, lm_loss, lora, parallel
 from audiogen_fast.training.config_lm import LMConfig
 from audiogen_fast.training.data import Batch, Loader
@@ -83,7 +84,7 @@ class LMSolver(Solver):
         n_parts = self.config.optim.accumulate
         size = len(codes) // n_parts
         # Each codebook is averaged over all of its places in the whole batch, however it is split.
-        total = self.ranks.sum(lm_loss.valid_counts(self.lm, codes, valid).float())
+        total = self.ranks.sum(self.lm.valid_counts(codes, valid).float())
         ce = torch.zeros(self.lm.n_q, device=codes.device)
         for index in range(n_parts):
             part = slice(index * size, (index + 1) * size)
@@ -210,16 +211,8 @@ class LMSolver(Solver):
             with self._autocast():
                 ones = torch.ones(self.lm.n_q, device=codes.device)
                 _, ce = self.module(codes, self._inputs(batch), valid, ones)
-            counts = lm_loss.valid_counts(self.lm, codes, valid)
+            counts = self.lm.valid_counts(codes, valid)
             sums += torch.stack([ce.double(), counts.double()])
         self.module.train()
         total, counts = self.ranks.sum(sums)
-        ce = (total / counts.clamp(min=1)).tolist()
-        mean = sum(ce) / len(ce)
-        metrics = {"ce": mean, "ppl": _exp(mean)}
-        metrics |= {f"ce_q{index + 1}": value for index, value in enumerate(ce)}
-        return metrics | {f"ppl_q{index + 1}": _exp(value) for index, value in enumerate(ce)}
-
-
-def _exp(value: float) -> float:
-    return float(torch.tensor(value, dtype=torch.float64).exp())
+        return language_metrics(total, counts)
