@@ -6,13 +6,13 @@ A figure of a system says little alone. Between real clips above and noise below
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiogen_fast.evaluation.clips import Clip, ClipSet
+from audiogen_fast.evaluation.clips import ClipSet
 from audiogen_fast.evaluation.sources import same
 
 REAL, SHUFFLED, NOISE = "real clips", "shuffled captions", "noise"
@@ -85,13 +85,14 @@ def partners(captions: Sequence[str | None]) -> list[int | None]:
     return found
 
 
-def shuffles(groups: Sequence[str], count: int, seed: int) -> np.ndarray:
-    """Permutations of the captions, int64 `[count, n]`, without one caption in its own place.
+@lru_cache(maxsize=16)
+def shuffles(groups: tuple[str, ...], count: int, seed: int) -> np.ndarray:
+    """Permutations of items, int64 `[count, n]`, that put none in the place of its own group.
 
-    As far as that can be had: where one caption has more than half of all clips, some keep it.
+    As far as that can be had: where one group has more than half of all items, some stay.
     """
     rng = np.random.default_rng([seed, 0x5F])
-    _, labels = np.unique(np.array([same(group) for group in groups]), return_inverse=True)
+    _, labels = np.unique(np.array(groups), return_inverse=True)
     return np.stack([_shuffle(labels, rng) for _ in range(count)])
 
 

@@ -173,7 +173,7 @@ class Assigned:
         """The mean with the captions of `SHUFFLES` shuffles, each."""
         if len(set(self.groups)) < 2:
             return None
-        orders = torch.from_numpy(shuffles(self.groups, SHUFFLES, seed))
+        orders = torch.from_numpy(shuffles(tuple(self.groups), SHUFFLES, seed))
         rows = torch.arange(len(self.own))
         return np.array([float(self.matrix[rows, self.own[order]].mean()) for order in orders])
 
@@ -208,9 +208,7 @@ def consistencies(
     """
     similarity = statistics.cosine_similarities(vectors, texts)
     columns = range(len(texts))
-    ranks = [
-        statistics.retrieval_ranks(similarity, [u] * len(vectors), columns) for u in columns
-    ]
+    ranks = [statistics.retrieval_ranks(similarity, [u] * len(vectors), columns) for u in columns]
     rank = torch.stack(ranks, dim=1)
     index = torch.tensor(own, dtype=torch.long)
     found = {"score": Assigned(similarity, index, groups, 1)}

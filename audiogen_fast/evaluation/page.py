@@ -141,7 +141,9 @@ def _cell(value: Value | None) -> str:
     if value.p is not None:
         notes.append(f"p {value.p:.3f}")
     small = "<br>".join(_escape(note) for note in notes)
-    return f'<td class="figure"><b>{number(value.value)}</b><br><span class="note">{small}</span></td>'
+    return (
+        f'<td class="figure"><b>{number(value.value)}</b><br><span class="note">{small}</span></td>'
+    )
 
 
 def number(value: float) -> str:
@@ -265,9 +267,7 @@ def _picture(wav) -> bytes:
     power = spectrogram(wav).numpy()[::2]
     columns = np.linspace(0, power.shape[1] - 1, min(320, power.shape[1])).round().astype(int)
     buffer = io.BytesIO()
-    imsave(
-        buffer, power[:, columns], vmin=-80, vmax=0, cmap="magma", origin="lower", format="png"
-    )
+    imsave(buffer, power[:, columns], vmin=-80, vmax=0, cmap="magma", origin="lower", format="png")
     return buffer.getvalue()
 
 

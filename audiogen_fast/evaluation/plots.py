@@ -81,9 +81,8 @@ def _figure(names: Sequence[str], marks: Sequence[str], scale: _Scale, title: st
     for tick in scale.ticks:
         x = scale(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{floor}"/>')
-        parts.append(
-            f'<text class="soft" x="{x:.1f}" y="{height - 8}" text-anchor="middle">{tick:.4g}</text>'
-        )
+        place = f'x="{x:.1f}" y="{height - 8}" text-anchor="middle"'
+        parts.append(f'<text class="soft" {place}>{tick:.4g}</text>')
     for i, name in enumerate(names):
         y = _TOP + i * _ROW + _ROW / 2 + 4
         parts.append(

@@ -106,9 +106,7 @@ class Report:
         """All metrics that any row has, in the order of `METRICS`."""
         known = list(METRICS)
         found = dict.fromkeys(key for row in self.rows for key in row.values)
-        return sorted(
-            found, key=lambda k: known.index(k.split(":")[0].split("_q")[0])
-        )
+        return sorted(found, key=lambda k: known.index(k.split(":")[0].split("_q")[0]))
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)

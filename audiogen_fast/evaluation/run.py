@@ -278,8 +278,26 @@ class _Run:
 
     def _trained(self, manifest, root, rows: Mapping[str, str]):
         """The small encoder of sounds and texts, learnt from rows that no system has seen."""
-        clips = sources.read_reference(manifest, rows, root, progress=self.tick)
-        raise NotImplementedError(clips)
+        from audiogen_fast.evaluation.encoders.aisfx import AiSFX
+        from audiogen_fast.evaluation.encoders.contrastive import train_contrastive
+
+        clips = self.read(lambda: sources.read_reference(manifest, rows, root, "head", self.tick))
+        self.faults += clips.faults
+        captioned = [clip for clip in clips.clips if clip.caption is not None]
+        names = {clip.name for clip in self.table.reference.clips}
+        shared = sum(clip.name in names for clip in captioned)
+        check(
+            shared == 0,
+            f"head_rows must be other rows than the references, {shared} of them are both",
+        )
+        self.table.notes.append(
+            f"Text consistency is by heads trained on {len(captioned)} other clips of the same "
+            f"manifest ({', '.join(f'{k}={v}' for k, v in rows.items())}): it compares rows of "
+            "this table, and nothing else."
+        )
+        waves = [clip.read(AiSFX.sample_rate) for clip in captioned]
+        captions = [sources.same(clip.caption) for clip in captioned]
+        return train_contrastive(waves, captions, device=self.device)
 
     def measure_copies(self) -> None:
         if self.codecs:

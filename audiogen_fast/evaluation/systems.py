@@ -132,9 +132,7 @@ def reconstruct(
         found.computing += time.perf_counter() - began
         found.sound += len(wav) / codec.sample_rate
         found.codes.append(codes[0].cpu())
-        made.append(
-            Clip(clip.name, clip.caption, output, codec.sample_rate, reference=clip.name)
-        )
+        made.append(Clip(clip.name, clip.caption, output, codec.sample_rate, reference=clip.name))
         if progress is not None:
             progress(1)
     found.clips = inspected(name, made)
