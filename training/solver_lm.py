@@ -33,6 +33,7 @@ class LMSolver(Solver):
 
     config: LMConfig
     best_metric = "ce"
+    sound_metrics = None
 
     def build(self) -> None:
         config, ranks = self.config, self.ranks
@@ -77,6 +78,20 @@ class LMSolver(Solver):
         self.samples = None
         if generate is not None and self.codec is not None and self.config.generate.every:
             self.samples = Samples(self.config, self.codec, generate, self.ranks)
+        if any(vars(self.config.evaluate.metrics).values()) and self.config.evaluate.every:
+            self.sound_metrics = self._sound_metrics()
+
+    def _sound_metrics(self):
+        # What it needs is an extra, and takes time to import.
+        from audiogen_fast.training.lm_sounds import SoundMetrics
+
+        needed = {
+            "dataset.evaluate.source": self.evaluate_loader,
+            "compression_model_checkpoint": self.codec,
+        }
+        for name, value in needed.items():
+            check(value is not None, f"evaluate.metrics need {name}, got none")
+        return SoundMetrics(self.config, self.codec, self.evaluate_loader, self.ranks)
 
     def update(self, batch: Batch) -> Update:
         codes, valid = self.codes_of(batch)
@@ -193,6 +208,9 @@ class LMSolver(Solver):
         epochs = config.optim.epochs
         if self.evaluate_loader is not None and due(config.evaluate.every, epoch, epochs):
             metrics["evaluate"] = self._measure(self.evaluate_loader)
+            if self.sound_metrics is not None:
+                found = self.sound_metrics.measure(self.lm, self.tell, self.progress)
+                metrics["evaluate"] |= found
         if self.samples is not None and due(config.generate.every, epoch, epochs):
             metrics["generate"] = self.samples.write(self.lm, epoch, self.tell, self.progress)
         return metrics

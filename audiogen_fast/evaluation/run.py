@@ -18,6 +18,7 @@ from audiogen_fast.evaluation.clips import ClipSet, Fault
 from audiogen_fast.evaluation.encoders import load_encoder
 from audiogen_fast.evaluation.encoders.base import TextEncoder
 from audiogen_fast.evaluation.encoders.cache import cached
+from audiogen_fast.evaluation.head import head_of
 from audiogen_fast.evaluation.measures import Value
 from audiogen_fast.evaluation.results import PAGE, Report, Row
 from audiogen_fast.evaluation.systems import Sampling
@@ -175,7 +176,7 @@ class _Run:
         self.count += 1
         self.progress("reading", self.count, 0)
 
-    def read(self, function: Callable[[], ClipSet]) -> ClipSet:
+    def read(self, function: Callable[[], Any]) -> Any:
         self.count = 0
         with self.timed("reading"):
             return function()
@@ -278,26 +279,20 @@ class _Run:
 
     def _trained(self, manifest, root, rows: Mapping[str, str]):
         """The small encoder of sounds and texts, learnt from rows that no system has seen."""
-        from audiogen_fast.evaluation.encoders.aisfx import AiSFX
-        from audiogen_fast.evaluation.encoders.contrastive import train_contrastive
-
-        clips = self.read(lambda: sources.read_reference(manifest, rows, root, "head", self.tick))
+        encoder, clips = self.read(lambda: head_of(manifest, rows, root, self.device, self.tick))
         self.faults += clips.faults
-        captioned = [clip for clip in clips.clips if clip.caption is not None]
         names = {clip.name for clip in self.table.reference.clips}
-        shared = sum(clip.name in names for clip in captioned)
+        shared = sum(clip.name in names for clip in clips.clips)
         check(
             shared == 0,
             f"head_rows must be other rows than the references, {shared} of them are both",
         )
         self.table.notes.append(
-            f"Text consistency is by heads trained on {len(captioned)} other clips of the same "
+            f"Text consistency is by heads trained on {len(clips)} other clips of the same "
             f"manifest ({', '.join(f'{k}={v}' for k, v in rows.items())}): it compares rows of "
             "this table, and nothing else."
         )
-        waves = [clip.read(AiSFX.sample_rate) for clip in captioned]
-        captions = [sources.same(clip.caption) for clip in captioned]
-        return train_contrastive(waves, captions, device=self.device)
+        return encoder
 
     def measure_copies(self) -> None:
         if self.codecs:
