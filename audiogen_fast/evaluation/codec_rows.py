@@ -15,6 +15,8 @@ from audiogen_fast.evaluation.visqol import load_score, visqol
 
 VISQOL_CLIPS = 16
 """ViSQOL takes half a second a clip, so it hears so many of a row."""
+VISQOL_SECONDS = 1.0
+"""It finds nothing to compare in shorter ones."""
 _LOWEST_RATE = 16000
 """In Hz; the longest window of the mel distance must fit into the shortest clip."""
 _ANCHORS = (anchors.NOISY, anchors.LOW_PASSED, anchors.NOISE)
@@ -52,16 +54,20 @@ def _copies(table: Table, clips: ClipSet, items) -> dict[str, Value]:
         key: _mean([item.values[key] for *_, item in pairs], table.seed)
         for key in ("si_sdr", "mel_distance")
     }
+    return found | {"visqol": _visqol(pairs, table.seed)}
+
+
+def _visqol(pairs: list, seed: int) -> Value:
+    long = [pair[:2] for pair in pairs if pair[1].seconds >= VISQOL_SECONDS]
+    if not long:
+        return absent(f"needs clips of {VISQOL_SECONDS:g} s")
     try:
         load_score()
     except MissingDependencyError as error:
-        return found | {"visqol": absent(str(error))}
-    order = np.random.default_rng([table.seed, 0x71]).permutation(len(pairs))[:VISQOL_CLIPS]
-    scores = []
-    for i in order:
-        x, y, rate = _waves(*pairs[i][:2])
-        scores += visqol(x, y, rate)
-    return found | {"visqol": _mean(scores, table.seed)}
+        return absent(str(error))
+    order = np.random.default_rng([seed, 0x71]).permutation(len(long))[:VISQOL_CLIPS]
+    waves = [_waves(*long[i]) for i in order]
+    return _mean([visqol(x, y, rate)[0] for x, y, rate in waves], seed)
 
 
 def _waves(clip: Clip, reference: Clip) -> tuple[Tensor, Tensor, int]:

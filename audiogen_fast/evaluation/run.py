@@ -131,6 +131,8 @@ def _check_arguments(metrics, generated, models, codecs, limit, items) -> None:
         check(metric in METRICS, f"metrics must be some of {known}, got {metric!r}")
     check(limit is None or limit >= 1, f"limit must be at least 1, got {limit}")
     check(items >= 0, f"items must be at least 0, got {items}")
+    for name, folder in (generated or {}).items():
+        check(Path(folder).is_dir(), f"generated: no such folder: {folder} ({name})")
     taken = {sources.REFERENCE, anchors.SHUFFLED, *ABOUT}
     for argument, named in (("generated", generated), ("models", models), ("codecs", codecs)):
         for name in named or {}:

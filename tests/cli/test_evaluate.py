@@ -72,7 +72,7 @@ def test_a_table_a_page_and_the_faults(manifest, tmp_path, capsys):
         (["--encoder", "ears"], "encoder must be one of"),
         (["--generated", "a=/no/such/folder"], "no such folder: /no/such/folder"),
         (["--generated", "a=/x", "--generated", "a=/y"], "'a' comes twice"),
-        (["--generated", "noise=/x"], "names that no other row has, got 'noise'"),
+        (["--generated", "noise=/tmp"], "names that no other row has, got 'noise'"),
     ],
 )
 def test_wrong_input_ends_with_2_and_one_line(manifest, tmp_path, capsys, arguments, message):
