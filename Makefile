@@ -1,4 +1,4 @@
-# make venv | test | demo | lint | wheel | sanitize | clean. Nothing outside this folder is touched.
+# make venv | test | demo | lint | corpus | wheel | sanitize | clean. Nothing outside this folder is touched.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed-$(DEVICE)
 SOURCES := setup.py pyproject.toml CMakeLists.txt requirements/$(DEVICE).txt \
 	$(shell find csrc -type f)
 
-.PHONY: venv test demo lint wheel sanitize clean
+.PHONY: venv test demo lint corpus wheel sanitize clean
 
 venv: $(STAMP)
 
@@ -31,6 +31,11 @@ demo: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Captioned sounds of Debian packages, to train and to judge with: docs/data.md.
+corpus: venv
+	$(BIN)/python -m audiogen_fast.training.corpus.build data/corpus --packages-dir data/packages \
+		--download --others
 
 # The sdist, and the wheel made from it for this interpreter, with the lowest manylinux tag that its
 # symbols allow: docs/wheels.md.

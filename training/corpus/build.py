@@ -1,11 +1,17 @@
 """Make a corpus of captioned sounds from Debian packages; nothing is installed.
 
-    python -m audiogen_fast.training.corpus.build OUT --packages-dir DEBS [--download]
+    python -m audiogen_fast.training.corpus.build OUT --packages-dir DEBS [--download] [--others]
 
 Takes the `.deb` files of the packages (`packages.py`; `--only` names some of them) from DEBS, which
-`--download` fills with `apt-get download`, and writes OUT/audio/*.flac (mono, 16 bits),
-OUT/manifest.csv and OUT/ATTRIBUTION.md. Captions were written for the names and titles that the
-packages give their sounds (`captions.tsv`); sounds without one are left out.
+`--download` fills with `apt-get download` in the versions of `checksums.txt`, and writes
+OUT/audio/*.flac (mono, 16 bits), OUT/manifest.csv and OUT/ATTRIBUTION.md. Captions were written for
+the names and titles that the packages give their sounds (`captions.tsv`); sounds without one are
+left out.
+
+The column `split` of the manifest says what a sound is for: `train`; `metric`, what models that
+judge learn from, never those that are judged; `test`, with `held_out` telling whether the whole
+caption is kept from the other two or this sound alone. Only sounds under free licences are in
+`train` and `test`; `--others` adds packages and sounds under others, all of them `metric`.
 """
 
 import argparse
@@ -23,21 +29,46 @@ import torch
 
 from audiogen_fast.data.audio import audio_read
 from audiogen_fast.data.audio_utils import convert_audio, convert_audio_channels
-from audiogen_fast.errors import AudioFileError, check
+from audiogen_fast.errors import AudioFileError, DataError, check
 from audiogen_fast.training.corpus.containers import Member, members
-from audiogen_fast.training.corpus.packages import FREE, PACKAGES, CaptionRules, Package
+from audiogen_fast.training.corpus.packages import (
+    FREE,
+    OTHER_PACKAGES,
+    PACKAGES,
+    CaptionRules,
+    Package,
+)
 from audiogen_fast.training.data.manifest import write_manifest
 
 CAPTIONS = Path(__file__).with_name("captions.tsv")
+CHECKSUMS = Path(__file__).with_name("checksums.txt")
+"""SHA-256 of the packages that the corpus was made of, as `sha256sum` writes it."""
 _PEAK = 0.89
 _QUIET_DB = -50.0
 """Below the peak; ends of a sound that are quieter are cut off."""
 _MIN_SECONDS, _MAX_SECONDS, _MAX_PIECES = 0.2, 10.0, 2
 _MAX_PER_CAPTION = 40
+_HELD_OUT_CAPTIONS, _HELD_OUT_SOUNDS, _METRIC_SOUNDS = 6, 12, 10
+"""Per cent of the free sounds' captions, and of the sounds under the other captions."""
 
 
-def build(output: Path, debs: Path, packages: Sequence[Package], sample_rate: int) -> list[dict]:
-    """Write the corpus; returns the rows of its manifest."""
+def build(
+    output: Path,
+    debs: Path,
+    packages: Sequence[Package],
+    sample_rate: int,
+    others: bool = False,
+    any_version: bool = False,
+) -> list[dict]:
+    """Write the corpus; returns the rows of its manifest.
+
+    Args:
+        others: take sounds under licences outside of `FREE` too.
+        any_version: take packages that `checksums.txt` does not know.
+    Raises:
+        DataError: a package is not the one that its checksum was taken of, or cannot be unpacked.
+        InvalidInputError: a package is missing.
+    """
     rules = CaptionRules(CAPTIONS)
     (output / "audio").mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
@@ -46,10 +77,11 @@ def build(output: Path, debs: Path, packages: Sequence[Package], sample_rate: in
     for package in packages:
         counts: Counter[str] = Counter()
         deb = _deb(debs, package)
+        _verify(deb, any_version)
         version = deb.name.split("_")[1].replace("%3a", ":")
-        for member, licence, caption in _chosen(package, deb, rules, counts):
+        for member, licence, caption in _chosen(package, deb, rules, others, counts):
             try:
-                pieces = trimmed(member.content, sample_rate)
+                pieces, native_rate = trimmed(member.content, sample_rate)
             except AudioFileError:
                 counts["unreadable"] += 1
                 continue
@@ -63,6 +95,7 @@ def build(output: Path, debs: Path, packages: Sequence[Package], sample_rate: in
                 counts["kept"] += 1
                 name = f"audio/{_name(package, member, number, digest)}.flac"
                 soundfile.write(output / name, pcm, sample_rate, "PCM_16")
+                split, held_out = split_of(caption, member.name, licence)
                 rows.append(
                     {
                         "path": name,
@@ -74,7 +107,9 @@ def build(output: Path, debs: Path, packages: Sequence[Package], sample_rate: in
                         "source_version": version,
                         "member": member.name,
                         "credit": package.credit_of(member),
-                        "split": _split(member.name),
+                        "native_sample_rate": native_rate,
+                        "split": split,
+                        "held_out": held_out,
                         "sha1": digest,
                     }
                 )
@@ -85,9 +120,9 @@ def build(output: Path, debs: Path, packages: Sequence[Package], sample_rate: in
 
 
 def _chosen(
-    package: Package, deb: Path, rules: CaptionRules, counts: Counter[str]
+    package: Package, deb: Path, rules: CaptionRules, others: bool, counts: Counter[str]
 ) -> Iterator[tuple[Member, str, str]]:
-    """Sounds that have a caption and a free licence, with both."""
+    """Sounds that have a caption and a licence that is wanted, with both."""
     found = list(members(deb))
     copyright = next((m for m in found if m.name.endswith(f"doc/{package.name}/copyright")), None)
     text = "" if copyright is None else copyright.content.decode("utf-8", "replace")
@@ -99,18 +134,19 @@ def _chosen(
         licence = package.licence_of(member, text)
         if caption is None:
             counts["without caption"] += 1
-        elif licence not in FREE:
+        elif licence not in FREE and not others:
             counts["other licence"] += 1
         else:
             yield member, licence, caption
 
 
-def trimmed(content: bytes, sample_rate: int) -> list[np.ndarray]:
-    """A sound as int16 pieces of at most 10 s, without silence at its ends, its peak at -1 dB."""
+def trimmed(content: bytes, sample_rate: int) -> tuple[list[np.ndarray], int]:
+    """A sound as int16 pieces of at most 10 s, without silence at its ends, its peak at -1 dB; and
+    the sample rate that it had."""
     wav, rate = audio_read(BytesIO(content))
     wav = convert_audio(convert_audio_channels(wav, 1), rate, sample_rate, 1)[0]
     if wav.numel() == 0 or not torch.isfinite(wav).all() or wav.abs().max() < 1e-3:
-        return []
+        return [], rate
     wav = wav * (_PEAK / wav.abs().max())
     hop = sample_rate // 100
     frames = len(wav) // hop
@@ -122,7 +158,7 @@ def trimmed(content: bytes, sample_rate: int) -> list[np.ndarray]:
     pieces = wav.split(length)[:_MAX_PIECES]
     least = int(_MIN_SECONDS * sample_rate)
     kept = [p for n, p in enumerate(pieces) if len(p) >= (least if n == 0 else 2 * sample_rate)]
-    return [(piece * 32767).round().to(torch.int16).numpy() for piece in kept]
+    return [(piece * 32767).round().to(torch.int16).numpy() for piece in kept], rate
 
 
 def attribution(rows: Sequence[dict]) -> str:
@@ -145,9 +181,20 @@ def _name(package: Package, member: Member, number: int, digest: str) -> str:
     return f"{package.name}-{stem[-50:].strip('_')}{piece}-{digest[:6]}"
 
 
-def _split(member: str) -> str:
-    """A tenth for tests, whatever else the corpus has."""
-    return "test" if int(hashlib.sha1(member.encode()).hexdigest(), 16) % 10 == 0 else "train"
+def split_of(caption: str, member: str, licence: str) -> tuple[str, str]:
+    """`split` and `held_out` of a sound, the same whatever else is in the corpus."""
+    if licence not in FREE:
+        return "metric", ""
+    if _percentile(caption) < _HELD_OUT_CAPTIONS:
+        return "test", "caption"
+    place = _percentile(member)
+    if place < _HELD_OUT_SOUNDS:
+        return "test", "sound"
+    return ("metric" if place < _HELD_OUT_SOUNDS + _METRIC_SOUNDS else "train"), ""
+
+
+def _percentile(text: str) -> int:
+    return int(hashlib.sha1(text.encode()).hexdigest(), 16) % 100
 
 
 def _deb(folder: Path, package: Package) -> Path:
@@ -156,26 +203,73 @@ def _deb(folder: Path, package: Package) -> Path:
     return found[-1]
 
 
+def known_packages() -> dict[str, str]:
+    """File name -> SHA-256 of the packages that the corpus was made of."""
+    lines = CHECKSUMS.read_text("utf-8").splitlines()
+    return {name: digest for digest, name in (line.split() for line in lines)}
+
+
+def _verify(deb: Path, any_version: bool) -> None:
+    wanted = known_packages().get(deb.name)
+    if wanted is None:
+        check(
+            any_version,
+            f"packages-dir has {deb.name}, of which no checksum is known; other versions have "
+            "other sounds (any_version takes it all the same)",
+        )
+        return
+    with deb.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise DataError(f"{deb}: its SHA-256 is {found}, and not {wanted}; delete it")
+
+
+def download(folder: Path, packages: Sequence[Package], any_version: bool) -> None:
+    """Fill the folder with the packages that it lacks, by `apt-get download`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = dict(name.split("_")[:2] for name in known_packages())
+    missing = [p.name for p in packages if not list(folder.glob(f"{p.name}_*.deb"))]
+    if not missing:
+        return
+    if not any_version:
+        missing = [f"{name}={versions[name].replace('%3a', ':')}" for name in missing]
+    result = subprocess.run(["apt-get", "download", "-q", *missing], cwd=folder)
+    check(
+        result.returncode == 0,
+        f"apt-get could not download {', '.join(missing)}; another release of Debian has other "
+        "versions (--any-version takes those), or use the sounds in the source folder of this "
+        "package, training/corpus/subset",
+    )
+
+
 def main() -> None:
-    names = [package.name for package in PACKAGES]
+    everything = (*PACKAGES, *OTHER_PACKAGES)
+    names = [package.name for package in everything]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--packages-dir", type=Path, required=True)
-    parser.add_argument(
-        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
-    )
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--download", action="store_true", help="with apt-get, what is missing")
+    parser.add_argument(
+        "--others", action="store_true", help="sounds under other licences too, split metric"
+    )
+    parser.add_argument(
+        "--any-version", action="store_true", help="take packages of unknown versions"
+    )
     parser.add_argument("--sample-rate", type=int, default=16_000)
     args = parser.parse_args()
-    chosen = [package for package in PACKAGES if package.name in args.only]
-    args.packages_dir.mkdir(parents=True, exist_ok=True)
-    missing = [p.name for p in chosen if not list(args.packages_dir.glob(f"{p.name}_*.deb"))]
-    if args.download and missing:
-        subprocess.run(["apt-get", "download", "-q", *missing], cwd=args.packages_dir, check=True)
-    rows = build(args.output, args.packages_dir, chosen, args.sample_rate)
+    chosen = everything if args.others else PACKAGES
+    if args.only:
+        chosen = [package for package in everything if package.name in args.only]
+    if args.download:
+        download(args.packages_dir, chosen, args.any_version)
+    rows = build(
+        args.output, args.packages_dir, chosen, args.sample_rate, args.others, args.any_version
+    )
     seconds = sum(row["duration"] for row in rows)
     print(f"{args.output}: {len(rows)} sounds, {seconds:.0f} s")
-    print(dict(Counter(row["licence"] for row in rows)))
+    for column in ("licence", "split"):
+        print(dict(Counter(row[column] for row in rows)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from audiogen_fast.errors import DataError
 
 AUDIO = (".ogg", ".oga", ".wav", ".mp3", ".flac")
 _C4_HEADER, _C4_ENTRY = 204, 316
+_QT_NODE = 14
+_QT_ZLIB, _QT_FOLDER, _QT_ZSTD = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def members(package: Path) -> Iterator[Member]:
 
 
 def _wanted(name: str) -> bool:
-    return name.lower().endswith((*AUDIO, "/copyright", ".pk3", "opensfx.cat", "sound.ocg"))
+    return name.lower().endswith((*AUDIO, "/copyright", ".pk3", ".rcc", "opensfx.cat", "sound.ocg"))
 
 
 def _unpack(name: str, content: bytes) -> Iterator[Member]:
@@ -57,6 +59,10 @@ def _unpack(name: str, content: bytes) -> Iterator[Member]:
             for inner in archive.namelist():
                 if inner.lower().endswith(AUDIO):
                     yield Member(inner, archive.read(inner))
+    elif lowered.endswith(".rcc"):
+        for inner, sound in read_qt_resources(content).items():
+            if inner.lower().endswith(AUDIO):
+                yield Member(inner, sound)
     elif lowered.endswith("opensfx.cat"):
         yield from read_openttd(content)
     elif lowered.endswith("sound.ocg"):
@@ -104,4 +110,36 @@ def read_c4group(content: bytes) -> dict[str, bytes]:
             files |= {f"{name}/{k}": v for k, v in read_c4group(inner).items()}
         else:
             files[name] = inner
+    return files
+
+
+def read_qt_resources(content: bytes) -> dict[str, bytes]:
+    """The files of a Qt resource file: a tree of nodes that name each other and their data by
+    number and offset. Those compressed with zstd are left out."""
+    if content[:4] != b"qres":
+        raise DataError("a Qt resource file lacks its magic number")
+    version, tree, data, names = struct.unpack_from(">IIII", content, 4)
+    size = _QT_NODE if version < 2 else _QT_NODE + 8
+    files: dict[str, bytes] = {}
+    waiting, seen = [(0, "")], set()
+    while waiting:
+        number, path = waiting.pop()
+        if number in seen:
+            raise DataError("a Qt resource file has a node twice")
+        seen.add(number)
+        place = tree + number * size
+        name, flags = struct.unpack_from(">IH", content, place)
+        if number:
+            (length,) = struct.unpack_from(">H", content, names + name)
+            start = names + name + 6
+            path += "/" + content[start : start + 2 * length].decode("utf-16-be")
+        if flags & _QT_FOLDER:
+            count, first = struct.unpack_from(">II", content, place + 6)
+            waiting += [(first + n, path) for n in range(count)]
+        elif not flags & _QT_ZSTD:
+            (offset,) = struct.unpack_from(">I", content, place + 10)
+            (length,) = struct.unpack_from(">I", content, data + offset)
+            file = content[data + offset + 4 : data + offset + 4 + length]
+            # Four bytes with the unpacked size come first.
+            files[path[1:]] = zlib.decompress(file[4:]) if flags & _QT_ZLIB else file
     return files

@@ -8,7 +8,7 @@ from pathlib import Path
 from audiogen_fast.training.corpus.containers import Member
 
 FREE = ("CC0-1.0", "CC-BY-3.0", "CC-BY-SA-3.0", "CC-BY-SA-3.0+", "public-domain")
-"""Licences that are taken; a few sounds of `ufoai-sound` have others."""
+"""Licences of what a model may learn from; others only serve to judge it."""
 _OPENCLONK_CC0 = (
     r"Balloon/Pop|SoftTouch|SoftHit2|GeneralHit|DullMetalHit|DullWoodHit2|GlassHit|Catapult|"
     r"BlastLiquid1|RockHit|/Fuse|LightMetalHit2|/Earthquake\.|WoodCreak|Boiling|Blowout|"
@@ -28,6 +28,10 @@ class Package:
     """Pattern of the members that are sounds to use."""
     others: tuple[tuple[str, str], ...] = ()
     """Patterns of members, and the licence that those have instead."""
+    prefix: str = ""
+    """What the copyright file puts before the names of members."""
+    strip: str = ""
+    """What it leaves out of them."""
 
     def licence_of(self, member: Member, copyright: str) -> str:
         for pattern, licence in self.others:
@@ -36,7 +40,8 @@ class Package:
         if self.licence == "title":
             return _licence_in_title(member.note)
         if self.licence == "copyright":
-            return _licence_in_copyright(copyright, f"base/{member.name}")
+            name = member.name.removeprefix(self.strip)
+            return _licence_in_copyright(copyright, self.prefix + name)
         return self.licence
 
     def credit_of(self, member: Member) -> str:
@@ -53,7 +58,7 @@ PACKAGES = (
         r"minetest_game/mods/.*\.ogg$",
         (("mods/doors/sounds", "CC-BY-3.0"),),
     ),
-    Package("ufoai-sound", "copyright", "UFO:AI team"),
+    Package("ufoai-sound", "copyright", "UFO:AI team", prefix="base/"),
     Package("wordwarvi-sound", "CC-BY-SA-3.0", "Stephen M. Cameron"),
     Package("sonic-pi-samples", "CC0-1.0", "freesound.org, see samples/README.md", "samples/"),
     Package("ardentryst", "CC-BY-SA-3.0", "Kendra Pietruszewski and others", "/Sounds/"),
@@ -66,6 +71,19 @@ PACKAGES = (
     ),
     Package("flare-game", "CC-BY-SA-3.0+", "Clint Bellanger and others", "/soundfx/"),
 )
+"""Mostly under licences of `FREE`."""
+
+OTHER_PACKAGES = (
+    Package("gcompris-qt-data", "copyright", "GCompris contributors", strip="gcompris/"),
+    Package("wesnoth-1.16-data", "GPL-2+", "Battle for Wesnoth project", "/sounds/"),
+    Package("lincity-ng-data", "GPL-2+ or CC-BY-SA-2.0", "LinCity-NG team", "/sounds/"),
+    Package("scorched3d-data", "GPL-2+", "Gavin Camp", "", (("globalmods/apoc", "CC-BY-SA-3.0"),)),
+    Package("searchandrescue-data", "GPL", "SearchAndRescue authors"),
+    Package("simutrans-pak64", "Artistic-1.0", "Simutrans team"),
+    Package("sound-icons", "GPL-2+", "Brailcom"),
+    Package("bucklespring-data", "GPL-2+", "Ico Doornekampt"),
+)
+"""Mostly under other licences."""
 
 
 def _licence_in_title(title: str) -> str:

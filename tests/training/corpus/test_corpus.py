@@ -1,23 +1,39 @@
 """The corpus from packages, with packages made here."""
 
+import hashlib
 import re
 import shutil
 import struct
 import subprocess
 import zipfile
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
 import soundfile
 
 from audiogen_fast.errors import DataError, InvalidInputError
-from audiogen_fast.training.corpus.build import CAPTIONS, build, trimmed
-from audiogen_fast.training.corpus.containers import members, read_c4group, read_openttd
-from audiogen_fast.training.corpus.packages import PACKAGES, CaptionRules
+from audiogen_fast.training.corpus import build as build_module
+from audiogen_fast.training.corpus.build import (
+    CAPTIONS,
+    build,
+    known_packages,
+    split_of,
+    trimmed,
+)
+from audiogen_fast.training.corpus.containers import (
+    members,
+    read_c4group,
+    read_openttd,
+    read_qt_resources,
+)
+from audiogen_fast.training.corpus.packages import FREE, OTHER_PACKAGES, PACKAGES, CaptionRules
+from audiogen_fast.training.corpus.subset import SUBSET, subset
 from audiogen_fast.training.data import read_manifest
+from audiogen_fast.training.data.manifest import write_manifest
 
-BY_NAME = {package.name: package for package in PACKAGES}
+BY_NAME = {package.name: package for package in (*PACKAGES, *OTHER_PACKAGES)}
 COPYRIGHT = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 
 Files: *
@@ -79,6 +95,99 @@ def test_openclonk_container():
         read_c4group(bytes(600))
 
 
+def qt_resources():
+    """Folder `a` with a plain and a compressed file, and one that needs zstd."""
+    names, places = b"", []
+    for name in ("a", "plain.ogg", "packed.ogg", "zstd.ogg"):
+        places.append(len(names))
+        names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
+    contents = (b"plain", struct.pack(">I", 6) + zlib.compress(b"packed"), b"?")
+    data, offsets = b"", []
+    for content in contents:
+        offsets.append(len(data))
+        data += struct.pack(">I", len(content)) + content
+    nodes = struct.pack(">IHII", 0, 2, 1, 1) + struct.pack(">IHII", places[0], 2, 3, 2)
+    for place, flags, offset in zip(places[1:], (0, 1, 4), offsets, strict=True):
+        nodes += struct.pack(">IHHHI", place, flags, 0, 0, offset)
+    start = 20
+    header = struct.pack(">IIII", 1, start, start + len(nodes), start + len(nodes) + len(data))
+    return b"qres" + header + nodes + data + names
+
+
+def test_qt_container():
+    assert read_qt_resources(qt_resources()) == {"a/plain.ogg": b"plain", "a/packed.ogg": b"packed"}
+    with pytest.raises(DataError, match="magic number"):
+        read_qt_resources(b"qresx"[::-1] + bytes(40))
+    circle = bytearray(qt_resources())
+    struct.pack_into(">I", circle, 20 + 14 + 10, 0)  # the folder's first child is the root
+    with pytest.raises(DataError, match="a node twice"):
+        read_qt_resources(bytes(circle))
+
+
+def test_splits():
+    """Held-out captions are nowhere else; other licences only serve to judge."""
+    captions = [f"caption {n}" for n in range(200)]
+    rows = [(c, split_of(c, f"{c} {n}.wav", "CC0-1.0")) for c in captions for n in range(10)]
+    shares = Counter(split for _, split in rows)
+    assert 0.72 < shares["train", ""] / len(rows) < 0.79
+    assert 0.03 < shares["test", "caption"] / len(rows) < 0.10
+    assert 0.09 < shares["test", "sound"] / len(rows) < 0.14
+    assert 0.07 < shares["metric", ""] / len(rows) < 0.12
+    unseen = {caption for caption, split in rows if split == ("test", "caption")}
+    assert unseen.isdisjoint(c for c, split in rows if split != ("test", "caption"))
+    assert split_of(min(unseen), "x.wav", "GPL-2+") == ("metric", "")
+
+
+def test_packages_are_pinned():
+    known = known_packages()
+    assert sorted(name.split("_")[0] for name in known) == sorted(BY_NAME)
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in known.values())
+
+
+def test_the_small_copy():
+    """Every sound of the source folder is free, credited, whole, and in the split it belongs in."""
+    manifest = read_manifest(SUBSET)
+    assert len(manifest) == 1069
+    credits = (SUBSET / "ATTRIBUTION.md").read_text("utf-8")
+    for meta in manifest:
+        row = meta.extra
+        assert row["licence"] in FREE and meta.id in credits
+        assert (row["split"], row.get("held_out", "")) == split_of(
+            row["caption"], row["member"], row["licence"]
+        )
+        assert soundfile.info(meta.path).duration == pytest.approx(meta.duration, abs=1e-3)
+        assert meta.duration <= 4 and soundfile.info(meta.path).samplerate == 16_000
+    wav, _ = soundfile.read(manifest[0].path)
+    assert np.isfinite(wav).all() and 0.3 < np.abs(wav).max() < 1.3
+
+
+def test_a_small_copy_is_made(tmp_path):
+    """Rows of a corpus that are not free, were recorded at a low rate, or are too many."""
+    rows = []
+    for number in range(12):
+        name = f"{number}.flac"
+        soundfile.write(tmp_path / name, tone(5 if number == 0 else 0.5), 16_000, "PCM_16")
+        rows.append(
+            {
+                "path": name,
+                "caption": "a tone",
+                "duration": 5 if number == 0 else 0.5,
+                "sample_rate": 16_000,
+                "licence": "GPL-2+" if number == 1 else "CC0-1.0",
+                "native_sample_rate": 11_025 if number == 2 else 44_100,
+                **dict.fromkeys(("source_package", "source_version", "member", "credit"), name),
+                "split": "train",
+            }
+        )
+    write_manifest(tmp_path / "manifest.csv", rows)
+    kept = subset(tmp_path, tmp_path / "out")
+    assert [row["path"] for row in kept] == [f"audio/{n}.opus" for n in (0, *range(3, 10))]
+    first = read_manifest(tmp_path / "out")[0]
+    wav, rate = soundfile.read(first.path)
+    assert rate == 16_000 and len(wav) == 64_000 and first.duration == 4
+    assert np.corrcoef(wav, tone(5)[:64_000])[0, 1] > 0.98
+
+
 def test_every_rule_can_be_used():
     rules = CaptionRules(CAPTIONS)
     assert set(rules.rules) == set(BY_NAME)
@@ -93,19 +202,21 @@ def test_every_rule_can_be_used():
 
 def test_sounds_are_trimmed(tmp_path):
     silence = np.zeros(8000)
-    (piece,) = trimmed(wav_bytes(tmp_path, np.concatenate([silence, tone(), silence])), 16_000)
+    padded = np.concatenate([silence, tone(), silence])
+    (piece,), rate = trimmed(wav_bytes(tmp_path, padded), 16_000)
+    assert rate == 16_000
     assert piece.dtype == np.int16 and abs(len(piece) - 8000) < 1000
     assert abs(np.abs(piece).max() - 0.89 * 32767) < 20
-    assert trimmed(wav_bytes(tmp_path, silence), 16_000) == []
-    assert trimmed(wav_bytes(tmp_path, tone(0.1)), 16_000) == []
-    long = trimmed(wav_bytes(tmp_path, tone(25, 8000), 8000), 16_000)
-    assert [len(piece) for piece in long] == [160_000, 160_000]
-    short = trimmed(wav_bytes(tmp_path, tone(11)), 16_000)
+    assert trimmed(wav_bytes(tmp_path, silence), 16_000) == ([], 16_000)
+    assert trimmed(wav_bytes(tmp_path, tone(0.1)), 16_000) == ([], 16_000)
+    long, rate = trimmed(wav_bytes(tmp_path, tone(25, 8000), 8000), 16_000)
+    assert [len(piece) for piece in long] == [160_000, 160_000] and rate == 8000
+    short, _ = trimmed(wav_bytes(tmp_path, tone(11)), 16_000)
     assert [len(piece) for piece in short] == [160_000]
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
-def test_a_corpus_from_a_package(tmp_path):
+def test_a_corpus_from_a_package(tmp_path, monkeypatch):
     tree = tmp_path / "tree"
     documents = tree / "usr/share/doc/ufoai-sound"
     documents.mkdir(parents=True)
@@ -119,7 +230,7 @@ def test_a_corpus_from_a_package(tmp_path):
         "sound/footsteps/gravel1.wav": tone(0.5, step=0.1),
         "sound/footsteps/gravel2.wav": tone(0.5, step=0.1),  # the same once more
         "sound/footsteps/gravel3.wav": tone(0.6, step=0.2),
-        "sound/other/gravel4.wav": tone(0.6, step=0.3),
+        "sound/other/hovernet.wav": tone(0.6, step=0.3),
         "sound/footsteps/zzz.wav": tone(0.6, step=0.4),
     }
     with zipfile.ZipFile(tree / "usr/share/0snd.pk3", "w") as archive:
@@ -135,7 +246,10 @@ def test_a_corpus_from_a_package(tmp_path):
 
     caption = CaptionRules(CAPTIONS).caption("ufoai-sound", "sound/footsteps/gravel1.wav")
     assert "gravel" in caption
-    rows = build(tmp_path / "out", debs, [BY_NAME["ufoai-sound"]], 16_000)
+    ufo = [BY_NAME["ufoai-sound"]]
+    with pytest.raises(InvalidInputError, match="ufoai-sound_1.0-1_all.deb, of which no checksum"):
+        build(tmp_path / "out", debs, ufo, 16_000)
+    rows = build(tmp_path / "out", debs, ufo, 16_000, any_version=True)
     assert [row["member"] for row in rows] == [
         "sound/footsteps/gravel1.wav",
         "sound/footsteps/gravel3.wav",
@@ -146,7 +260,20 @@ def test_a_corpus_from_a_package(tmp_path):
         assert soundfile.info(meta.path).duration == pytest.approx(meta.duration)
         assert meta.extra["licence"] == "CC-BY-SA-3.0" and meta.extra["source_version"] == "1.0-1"
         assert row["member"] in (tmp_path / "out" / "ATTRIBUTION.md").read_text()
-    assert build(tmp_path / "again", debs, [BY_NAME["ufoai-sound"]], 16_000) == rows
+    assert build(tmp_path / "again", debs, ufo, 16_000, any_version=True) == rows
+    more = build(tmp_path / "others", debs, ufo, 16_000, others=True, any_version=True)
+    assert [row for row in more if row["licence"] in FREE] == rows
+    (other,) = (row for row in more if row["licence"] not in FREE)
+    assert (other["member"], other["split"]) == ("sound/other/hovernet.wav", "metric")
+
+    digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+    checksums = tmp_path / "checksums.txt"
+    monkeypatch.setattr(build_module, "CHECKSUMS", checksums)
+    checksums.write_text(f"{digest}  {deb.name}\n")
+    assert build(tmp_path / "known", debs, ufo, 16_000) == rows
+    checksums.write_text(f"{'0' * 64}  {deb.name}\n")
+    with pytest.raises(DataError, match=f"SHA-256 is {digest}, and not 000"):
+        build(tmp_path / "known", debs, ufo, 16_000)
     with pytest.raises(InvalidInputError, match="has no scratch_"):
         build(tmp_path / "none", debs, [BY_NAME["scratch"]], 16_000)
     deb.write_bytes(deb.read_bytes()[:200])
