@@ -6,6 +6,7 @@ A figure of a system says little alone. Between real clips above and noise below
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -19,9 +20,22 @@ REAL, SHUFFLED, NOISE = "real clips", "shuffled captions", "noise"
 NOISY, LOW_PASSED = "10 dB noise", "1 kHz low-pass"
 
 
-def noise(reference: ClipSet, seed: int) -> ClipSet:
-    """White noise of the length and the level of each clip."""
-    return _each(reference, NOISE, _noise, seed)
+def noise(reference: ClipSet, seed: int, name: str = NOISE) -> ClipSet:
+    """White noise for each clip, of the length and the level of one of another caption.
+
+    Of another, because the length alone tells something: noise as short as an impact is nearer to
+    impacts than to rain.
+    """
+    groups = tuple(
+        clip.name if clip.caption is None else same(clip.caption) for clip in reference.clips
+    )
+    order = shuffles(groups, 1, seed)[0]
+    made = _each(reference, name, _noise, seed).clips
+    clips = [
+        replace(made[other], name=clip.name, caption=clip.caption, reference=clip.name)
+        for clip, other in zip(reference.clips, order, strict=True)
+    ]
+    return ClipSet(name, clips)
 
 
 def noisy(reference: ClipSet, seed: int, snr_db: float = 10.0, name: str = NOISY) -> ClipSet:

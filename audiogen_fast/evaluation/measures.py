@@ -195,21 +195,42 @@ def divergences(reference: Tensor, row: Tensor, own: Sequence[int], groups) -> A
 
 
 def consistencies(
-    vectors: Tensor, texts: Tensor, own: Sequence[int], groups, at: Sequence[int] = (1, 5, 10)
+    sounds: Tensor,
+    texts: Tensor,
+    own: Sequence[int],
+    groups: Sequence[str],
+    rivals: Tensor,
+    rival_captions: Sequence[int],
+    selves: Sequence[int] | None = None,
+    at: Sequence[int] = (1, 5, 10),
 ) -> dict[str, Assigned]:
-    """Cosine between sound and caption, and whether the caption is among the first k of all.
+    """Cosine between sound and caption, and whether a sound is found by its caption.
+
+    A sound is found when it is among the k nearest to the caption of all: itself and the rivals of
+    other captions. Rivals that are as near come first. All rows have the same rivals, real clips,
+    so that a system whose sounds are all alike, or all bad, gains nothing by it.
 
     Args:
-        vectors: `[M, D]` of the sounds.
+        sounds: `[M, D]`.
         texts: `[U, D]` of all different captions.
         own: index `[M]` of each sound's caption.
+        groups: what a shuffle keeps apart.
+        rivals: `[N, D]` of the sounds to find it among.
+        rival_captions: index `[N]` of their captions; -1 is none of the texts.
+        selves: index `[M]` of each sound among the rivals, where it is one of them.
     Returns:
         `score`, and `R@k` for each k.
     """
-    similarity = statistics.cosine_similarities(vectors, texts)
-    columns = range(len(texts))
-    ranks = [statistics.retrieval_ranks(similarity, [u] * len(vectors), columns) for u in columns]
-    rank = torch.stack(ranks, dim=1)
+    similarity = statistics.cosine_similarities(sounds, texts)
+    near = statistics.cosine_similarities(rivals, texts)
+    rival_captions = torch.tensor(rival_captions)
+    rank = torch.empty_like(similarity)
+    for u in range(len(texts)):
+        before = near[:, u] >= similarity[:, u : u + 1]  # [M, N]
+        before &= rival_captions != u
+        if selves is not None:
+            before[torch.arange(len(sounds)), torch.tensor(selves)] = False
+        rank[:, u] = before.sum(dim=1)
     index = torch.tensor(own, dtype=torch.long)
     found = {"score": Assigned(similarity, index, groups, 1)}
     return found | {f"R@{k}": Assigned((rank < k).double(), index, groups, 1) for k in at}

@@ -36,9 +36,13 @@ METRICS = {
     "kad": Metric("KAD", -1, "kernel audio distance to the references of the other half"),
     "kld": Metric("KL", -1, "divergence of the labels from those of the reference, nats"),
     "score": Metric("text score", 1, "cosine between sound and caption"),
-    "R@1": Metric("R@1", 1, "share whose caption is the nearest of all"),
-    "R@5": Metric("R@5", 1, "share whose caption is among the nearest 5"),
-    "R@10": Metric("R@10", 1, "share whose caption is among the nearest 10"),
+    "R@1": Metric("R@1", 1, "share that is the nearest to its caption, of real clips of others"),
+    "R@5": Metric(
+        "R@5", 1, "share that is among the nearest 5 to its caption, of real clips of others"
+    ),
+    "R@10": Metric(
+        "R@10", 1, "share that is among the nearest 10 to its caption, of real clips of others"
+    ),
     "ce": Metric("cross entropy", -1, "of the codes of the clips given captions, nats", "model"),
     "ppl": Metric("perplexity", -1, "exp of the cross entropy", "model"),
     "speed": Metric("x real time", 1, "seconds of sound for a second of computing", "model"),

@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 ABOUT = {
     anchors.REAL: "the references of the other half; in KL another clip of the same caption",
     anchors.SHUFFLED: "real clips with captions of others; distances see no captions",
-    anchors.NOISE: "white noise at the level and of the length of each clip",
+    anchors.NOISE: "white noise with the levels and lengths of the clips, in another order",
     anchors.NOISY: "each clip with white noise 10 dB below it",
     anchors.LOW_PASSED: "each clip without what lies above 1 kHz",
 }
@@ -153,9 +153,14 @@ class Table:
             return self.give_up(names, "no clip has a caption")
         columns = {key: i for i, key in enumerate(texts)}
         vectors = encoder.embed_texts(list(texts.values()))
+        rivals = self._embed(encoder, self.reference).vectors
+        rival_captions = [
+            -1 if clip.caption is None else columns[same(clip.caption)]
+            for clip in self.reference.clips
+        ]
         self.notes.append(
-            f"R@k of {encoder.name}: among {len(texts)} captions, so chance is about k / "
-            f"{len(texts)}."
+            f"R@k of {encoder.name}: each sound among the real clips of other captions, of "
+            f"{len(rivals)} in all."
         )
         for name, entry in self.entries.items():
             kept = [i for i, c in enumerate(entry.clips.clips) if c.caption is not None]
@@ -166,8 +171,11 @@ class Table:
             clips = entry.clips.take([entry.clips.clips[i] for i in kept])
             groups = [same(clip.caption) for clip in clips.clips]
             own = [columns[group] for group in groups]
-            sounds = self._embed(encoder, clips).vectors
-            for metric, assigned in consistencies(sounds, vectors, own, groups).items():
+            real = name == anchors.REAL
+            sounds = rivals[kept] if real else self._embed(encoder, clips).vectors
+            selves = kept if real else None
+            rows = (sounds, vectors, own, groups, rivals, rival_captions, selves)
+            for metric, assigned in consistencies(*rows).items():
                 self._assign(name, f"{metric}:{encoder.name}", assigned, kept)
 
     def _assign(self, name: str, key: str, assigned: Assigned, kept: list[int]) -> None:

@@ -69,7 +69,9 @@ def test_codebook_usage_by_hand():
 
 def test_visqol_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(visqol_module, "_PACKAGE", "audiogen_fast_no_such_package")
-    with pytest.raises(MissingDependencyError, match="pip install --no-deps audio-samples-qoe"):
+    with pytest.raises(
+        MissingDependencyError, match="--no-deps --only-binary :all: audio-samples-qoe"
+    ):
         visqol(noise(1, 1, 100), noise(1, 1, 100), 16000)
 
 

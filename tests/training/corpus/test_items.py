@@ -1,0 +1,106 @@
+"""Items made of short sounds: what they are made of is heard in them."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiogen_fast.errors import InvalidInputError
+from audiogen_fast.training.corpus.items import ItemMaker, ItemsConfig, write_items
+from audiogen_fast.training.data.manifest import read_manifest, write_manifest
+
+RATE = 16_000
+PITCHES = {"a low tone": 500, "a middle tone": 1500, "a high tone": 4000}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Four sounds of the first caption, one of each other."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = []
+    for caption, pitch in PITCHES.items():
+        for number in range(4 if pitch == 500 else 1):
+            seconds = 6.0 if pitch == 4000 else 0.4
+            wav = 0.5 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * RATE)) / RATE + number)
+            path = f"{pitch}-{number}.flac"
+            soundfile.write(folder / path, wav, RATE, "PCM_16")
+            rows.append({"path": path, "caption": caption, "duration": seconds})
+    write_manifest(folder / "manifest.csv", rows)
+    return read_manifest(folder)
+
+
+def shares(wav):
+    """Share of the energy within 100 Hz of each pitch."""
+    power = np.abs(np.fft.rfft(wav)) ** 2
+    hertz = np.fft.rfftfreq(len(wav), 1 / RATE)
+    near = [power[np.abs(hertz - pitch) < 100].sum() for pitch in PITCHES.values()]
+    return dict(zip(PITCHES, np.array(near) / power.sum(), strict=True))
+
+
+def test_captions_say_what_is_heard(manifest):
+    maker = ItemMaker(manifest, ItemsConfig(count=1, then=0.3, background=0.3))
+    kinds = {"alone": 0, "then": 0, "background": 0}
+    for index in range(60):
+        wav, caption = maker.item(index)
+        assert wav.dtype == np.float32 and 2 * RATE <= len(wav) <= 4 * RATE
+        assert np.abs(wav).max() < 1
+        named = sorted((caption.index(name), name) for name in PITCHES if name in caption)
+        names = [name for _, name in named]
+        heard = shares(wav)
+        assert all(heard[name] < 0.02 for name in PITCHES if name not in names)
+        if caption.endswith(" in the background"):
+            front, behind = names
+            assert caption == f"{front} with {behind} in the background"
+            assert 3 < 10 * np.log10(heard[front] / heard[behind]) < 13
+            kinds["background"] += 1
+        elif ", then " in caption:
+            before, after = names
+            assert caption == f"{before}, then {after}"
+            third = len(wav) // 3
+            assert shares(wav[:third])[before] > 0.9 and shares(wav[-third:])[after] > 0.9
+            kinds["then"] += 1
+        else:
+            assert caption == names[0] and heard[caption] > 0.95
+            kinds["alone"] += 1
+    assert all(count >= 8 for count in kinds.values()), kinds
+
+
+def test_items_repeat_and_depend_on_the_seed(manifest):
+    first, again = (ItemMaker(manifest, ItemsConfig(seed=1)) for _ in range(2))
+    other = ItemMaker(manifest, ItemsConfig(seed=2))
+    for index in (3, 0, 7):
+        wav, caption = first.item(index)
+        same, same_caption = again.item(index)
+        assert caption == same_caption and np.array_equal(wav, same)
+    assert any(
+        first.item(n)[1] != other.item(n)[1] or len(first.item(n)[0]) != len(other.item(n)[0])
+        for n in range(5)
+    )
+
+
+def test_common_captions_are_drawn_by_their_root(manifest):
+    maker = ItemMaker(manifest, ItemsConfig())
+    assert dict(zip(maker.captions, maker.shares, strict=True)) == pytest.approx(
+        {"a low tone": 0.5, "a middle tone": 0.25, "a high tone": 0.25}
+    )
+
+
+def test_files_are_what_the_maker_gives(manifest, tmp_path):
+    config = ItemsConfig(count=3, min_seconds=1.0, max_seconds=1.5)
+    calls = []
+    rows = write_items(manifest, tmp_path, config, lambda *call: calls.append(call))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    maker = ItemMaker(manifest, config)
+    for index, meta in enumerate(read_manifest(tmp_path)):
+        wav, rate = soundfile.read(meta.path)
+        wanted, caption = maker.item(index)
+        assert rate == RATE and meta.extra["caption"] == caption == rows[index]["caption"]
+        np.testing.assert_allclose(wav, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"count": 0}, {"min_seconds": 0.0}, {"min_seconds": 5.0}, {"then": 0.7, "background": 0.4}],
+)
+def test_impossible_items_are_refused(changes):
+    with pytest.raises(InvalidInputError, match=next(iter(changes))):
+        ItemsConfig(**changes)

@@ -1,0 +1,172 @@
+"""Training items of a few seconds, made of the short sounds of a corpus.
+
+    python -m audiogen_fast.training.corpus.items CORPUS OUT [--count 6000] [--where split=train]
+
+Half of the sounds are shorter than a second. An item takes one caption and plays sounds of that
+caption after each other until its time is full; some items go on with a second caption ("a dog
+barking, then rain falling"), some have one in the background ("a dog barking with rain falling in
+the background"), mixed as the training augmentation mixes (`training.data.mixing`). Captions are
+drawn by the square root of how many sounds they have: neither the common ones alone nor each rare
+one as often as those.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from audiogen_fast.data.audio import audio_read
+from audiogen_fast.errors import check
+from audiogen_fast.training.data.manifest import Manifest, read_manifest, write_manifest
+from audiogen_fast.training.data.mixing import mix
+
+_PEAK = 0.89
+_GAP_SECONDS = 0.3
+"""Longest pause between two sounds of one item."""
+_BACKGROUND_DB = (4, 12)
+"""Level of the sound in front above the one behind it; an integer, the upper end excluded."""
+_LEVEL_DB = (-24, -16)
+
+
+@dataclass(frozen=True)
+class ItemsConfig:
+    """What items are like."""
+
+    count: int = 6000
+    min_seconds: float = 2.0
+    max_seconds: float = 4.0
+    then: float = 0.15
+    """Share of items with two captions after each other."""
+    background: float = 0.15
+    """Share of items with one caption behind the other."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.count >= 1, f"count must be at least 1, got {self.count}")
+        check(
+            0 < self.min_seconds <= self.max_seconds,
+            "min_seconds must be positive and at most max_seconds, got "
+            f"{self.min_seconds} and {self.max_seconds}",
+        )
+        shares = (self.then, self.background)
+        check(
+            all(share >= 0 for share in shares) and sum(shares) <= 1,
+            f"then and background must be shares that add up to at most 1, got {shares}",
+        )
+
+
+class ItemMaker:
+    """Draws items from the sounds of a manifest, all of one sample rate, kept in memory."""
+
+    def __init__(self, manifest: Manifest, config: ItemsConfig):
+        self.config = config
+        self.sounds: dict[str, list[np.ndarray]] = defaultdict(list)
+        rates = set()
+        for meta in manifest:
+            wav, rate = audio_read(meta.path)
+            self.sounds[meta.extra["caption"]].append(wav.mean(0).numpy())
+            rates.add(rate)
+        check(len(rates) == 1, f"manifest must have sounds of one sample rate, got {sorted(rates)}")
+        self.sample_rate = rates.pop()
+        self.captions = sorted(self.sounds)
+        weights = np.sqrt([len(self.sounds[caption]) for caption in self.captions])
+        self.shares = weights / weights.sum()
+
+    def item(self, index: int) -> tuple[np.ndarray, str]:
+        """Samples and caption of an item, the same at every call: float32, peak below 1."""
+        config = self.config
+        rng = np.random.default_rng((config.seed, index))
+        seconds = rng.uniform(config.min_seconds, config.max_seconds)
+        samples = int(seconds * self.sample_rate)
+        kind = rng.random()
+        first = self._caption(rng)
+        if kind < config.then and len(self.captions) > 1:
+            second = self._caption(rng, first)
+            share = int(samples * rng.uniform(0.35, 0.65))
+            parts = (self._filled(first, share, rng), self._filled(second, samples - share, rng))
+            return np.concatenate(parts), f"{first}, then {second}"
+        wav = self._filled(first, samples, rng)
+        if kind < config.then + config.background and len(self.captions) > 1:
+            second = self._caption(rng, first)
+            pair = [torch.from_numpy(w)[None] for w in (wav, self._filled(second, samples, rng))]
+            ratio, level = rng.integers(*_BACKGROUND_DB), rng.integers(*_LEVEL_DB)
+            mixed = mix(*pair, float(ratio), 0, torch.tensor([float(level)]))[0]
+            return mixed.numpy(), f"{first} with {second} in the background"
+        return wav, first
+
+    def _caption(self, rng: np.random.Generator, other: str | None = None) -> str:
+        while (caption := str(rng.choice(self.captions, p=self.shares))) == other:
+            pass
+        return caption
+
+    def _filled(self, caption: str, samples: int, rng: np.random.Generator) -> np.ndarray:
+        """Sounds of a caption after each other, each once before any comes again."""
+        sounds = self.sounds[caption]
+        parts: list[np.ndarray] = []
+        length = 0
+        while length < samples:
+            for number in rng.permutation(len(sounds)):
+                sound = sounds[number]
+                if length == 0 and len(sound) > samples:
+                    start = int(rng.integers(len(sound) - samples + 1))
+                    sound = sound[start:]
+                gap = np.zeros(int(rng.uniform(0, _GAP_SECONDS) * self.sample_rate), np.float32)
+                parts += [sound, gap]
+                length += len(sound) + len(gap)
+                if length >= samples:
+                    break
+        wav = np.concatenate(parts)[:samples]
+        return (wav * (_PEAK / max(np.abs(wav).max(), 1e-4))).astype(np.float32)
+
+
+def write_items(
+    manifest: Manifest,
+    output: Path,
+    config: ItemsConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict]:
+    """Write items as `output/audio/*.flac` with a manifest; returns its rows."""
+    maker = ItemMaker(manifest, config)
+    (output / "audio").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(config.count):
+        wav, caption = maker.item(index)
+        name = f"audio/{index:06d}.flac"
+        soundfile.write(output / name, wav, maker.sample_rate, "PCM_16")
+        rate = maker.sample_rate
+        rows.append(
+            {"path": name, "caption": caption, "duration": len(wav) / rate, "sample_rate": rate}
+        )
+        if progress is not None:
+            progress(index + 1, config.count)
+    write_manifest(output / "manifest.csv", rows)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--where", nargs="*", default=["split=train"], metavar="COLUMN=VALUE")
+    parser.add_argument("--count", type=int, default=ItemsConfig.count)
+    parser.add_argument("--seconds", type=float, nargs=2, default=(2.0, 4.0))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    where = dict(condition.split("=", 1) for condition in args.where)
+    config = ItemsConfig(args.count, *args.seconds, seed=args.seed)
+
+    def progress(done: int, total: int) -> None:
+        if done % 500 == 0 or done == total:
+            print(f"{done}/{total} items", flush=True)
+
+    rows = write_items(read_manifest(args.corpus, where=where), args.output, config, progress)
+    print(f"{args.output}: {sum(row['duration'] for row in rows) / 60:.0f} min")
+
+
+if __name__ == "__main__":
+    main()
