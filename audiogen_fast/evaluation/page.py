@@ -191,7 +191,7 @@ def _items(
             body.append(f"<h2>{word} of {_escape(name)}</h2>")
             body.append(f"<p>By {_escape(_heading(sort_key(rows[name])))}.</p>")
             lines = [_item(item, name, rows, clips, references, sounds) for item in items]
-            body.append("\n".join(lines))
+            body.append(f'<div class="items">{"".join(lines)}</div>')
     if sounds.missing:
         body.append(f'<p class="note">{_escape(sounds.missing)}</p>')
     return body
@@ -215,7 +215,11 @@ def _item(
         if other != name:
             found = next((i for i in rows[other].items if i.reference == answered), None)
         if found is not None and found.name in own:
-            figures = [f"{title_of(k)} {number(v)}" for k, v in found.values.items()]
+            figures = [
+                f"{title_of(key)} {number(value)}"
+                for key, value in found.values.items()
+                if not key.startswith("R@")  # 0 or 1
+            ]
             cells.append(sounds.cell(other, own[found.name], ", ".join(figures)))
     return (
         f'<section class="item"><h3>{_escape(item.caption or "no caption")}</h3>'
@@ -343,7 +347,7 @@ svg circle.anchor { fill: #7d8894; }
 svg line.system { stroke: #d1603d; }
 svg circle.system { fill: #d1603d; }
 svg .point { opacity: .55; }
-.item { margin: 1rem 0; }
+.items { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
 .item h3 { font-size: 1rem; margin: 0; }
 .item p { margin: 0 0 .25rem; }
 .cells { display: flex; flex-wrap: wrap; gap: 1rem; }

@@ -5,7 +5,7 @@ import html
 import math
 from collections.abc import Sequence
 
-_WIDTH, _LABEL, _RIGHT, _ROW, _TOP, _BOTTOM = 640, 150, 18, 26, 6, 26
+_WIDTH, _LABEL, _RIGHT, _ROW, _TOP, _BOTTOM = 440, 140, 22, 24, 6, 26
 
 
 def intervals(

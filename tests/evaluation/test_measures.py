@@ -98,24 +98,40 @@ def test_counts_are_the_largest_that_all_rows_have():
 def test_shuffled_captions_are_worse_with_a_small_p():
     texts = torch.nn.functional.normalize(normal(30, 16, 3), dim=1)
     sounds = texts + 0.1 * normal(30, 16, 4)
-    groups = [str(i) for i in range(30)]
-    found = consistencies(sounds, texts, list(range(30)), groups)
+    rivals = texts + 0.5 * normal(30, 16, 5)
+    own = list(range(30))
+    groups = [str(i) for i in own]
+    found = consistencies(sounds, texts, own, groups, rivals, own)
     for key, assigned in found.items():
-        own, other = assigned.value(0), assigned.shuffled(0)
-        assert own.p == pytest.approx(1 / 1000) and own.value > other.high, key
-        assert own.low <= own.value <= own.high
+        good, other = assigned.value(0), assigned.shuffled(0)
+        assert good.p == pytest.approx(1 / 1000) and good.value > other.high, key
+        assert good.low <= good.value <= good.high
     chance = found["R@10"].shuffled(0).value
-    assert chance == pytest.approx(9 / 29, abs=0.05)  # its own place is not among the 29
-    noise = consistencies(normal(30, 16, 9), texts, list(range(30)), groups)["score"].value(0)
+    assert chance == pytest.approx(10 / 30, abs=0.07)  # a place among 29 rivals
+    noise = consistencies(normal(30, 16, 9), texts, own, groups, rivals, own)["score"].value(0)
     assert noise.p > 0.01
 
 
-def test_equal_captions_are_all_right_answers():
+def test_ranks_are_among_rivals_of_other_captions():
     texts = torch.eye(3)
-    sounds = torch.tensor([[1.0, 0.1, 0.0], [0.9, 0.0, 0.1], [0.0, 0.2, 1.0]])
-    found = consistencies(sounds, texts, [0, 0, 2], ["a", "a", "c"])
-    assert found["R@1"].items.tolist() == [1.0, 1.0, 1.0]
-    assert found["R@1"].value(0).n == 3
+    near, middle, far = [1.0, 0.0, 0.2], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]
+    rivals = torch.tensor([near, middle, near, near, middle, far])
+    captions = [0, 0, 1, 2, 2, -1]
+    sounds = torch.tensor([near, middle, far, [0.9, 0.0, 0.1]])
+    found = consistencies(sounds, texts, [0, 0, 0, 0], ["a"] * 4, rivals, captions, at=(1, 2, 3, 4))
+    # as near come first: 2 for the first sound; also the middle one for the second; all for the
+    # third; of the fourth, which is nearer than any, none
+    ranks = [4 - sum(float(found[f"R@{k}"].items[i]) for k in (1, 2, 3, 4)) for i in range(4)]
+    assert ranks == [2, 3, 4, 0]
+    itself = consistencies(
+        rivals[:2], texts, [1, 1], ["a", "b"], rivals, captions, selves=[0, 1], at=(1,)
+    )
+    # for the second caption: the first sound has rivals before it, the second only its like
+    assert itself["R@1"].matrix[:, 1].tolist() == [0.0, 0.0]
+    alone = consistencies(rivals[:1], texts, [0], ["a"], rivals[:1], [2], selves=[0], at=(1,))
+    assert alone["R@1"].items.tolist() == [1.0]
+    other = consistencies(rivals[:1], texts, [0], ["a"], rivals[:1], [2], at=(1,))
+    assert other["R@1"].items.tolist() == [0.0]
 
 
 def test_divergence_of_equal_posteriors_is_0_and_lower_is_better():
