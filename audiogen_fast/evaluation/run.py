@@ -93,21 +93,21 @@ def evaluate(
     clips = run.read(lambda: sources.read_reference(reference, where, root, progress=run.tick))
     check(bool(clips.clips), f"reference must have clips that can be used, {reference} has none")
     run.start(_limited(clips, limit, seed))
-    folders = {}
+    judge = None
+    if "text_consistency" in run.metrics:
+        judge = run.judge(found, text_encoder, reference, root, dict(head_rows or HEAD_ROWS))
+    run.table.add_anchors(degraded)
     for name, folder in (generated or {}).items():
         own = run.read(lambda n=name, f=folder: sources.read_generated(n, f, run.tick))
-        folders[name] = sources.match(own, run.table.reference)
-    run.table.add_anchors(degraded)
-    for name, system in folders.items():
-        run.add(system, f"sounds of {generated[name]}")
+        run.add(_within(sources.match(own, clips), run.table.reference), f"sounds of {folder}")
     for name, model in (models or {}).items():
         run.add_model(name, model, sampling)
     for name, codec in (codecs or {}).items():
         run.add_codec(name, codec)
     for encoder in found:
         run.measure_sounds(encoder)
-    if "text_consistency" in run.metrics:
-        run.measure_text(found, text_encoder, reference, root, dict(head_rows or HEAD_ROWS))
+    if judge is not None:
+        run.measure_text(judge)
     if "codec" in run.metrics:
         run.measure_copies()
     report = run.report(
@@ -116,6 +116,8 @@ def evaluate(
         generated={name: str(folder) for name, folder in (generated or {}).items()},
         models={name: _label(model) for name, model in (models or {}).items()},
         codecs={name: _label(codec) for name, codec in (codecs or {}).items()},
+        encoders=[encoder.name for encoder in found],
+        text_encoder=judge.name if judge is not None else None,
         sampling=asdict(sampling),
         limit=limit,
     )
@@ -150,6 +152,14 @@ def _limited(clips: ClipSet, limit: int | None, seed: int) -> ClipSet:
     return clips.take([clips.clips[i] for i in np.sort(kept)])
 
 
+def _within(system: ClipSet, reference: ClipSet) -> ClipSet:
+    """The clips that do not answer to a reference that was left out by `limit`."""
+    kept = {clip.name for clip in reference.clips}
+    clips = [clip for clip in system.clips if clip.reference is None or clip.reference in kept]
+    faults = [f for f in system.faults if f.kind != "missing" or f.clip in kept]
+    return ClipSet(system.name, clips, faults)
+
+
 def _label(model: Any) -> str:
     return str(model) if isinstance(model, str | Path) else str(getattr(model, "name", "codec"))
 
@@ -178,7 +188,7 @@ class _Run:
         self.count += 1
         self.progress("reading", self.count, 0)
 
-    def read(self, function: Callable[[], Any]) -> Any:
+    def read(self, function: Callable[[], ClipSet]) -> ClipSet:
         self.count = 0
         with self.timed("reading"):
             return function()
@@ -253,35 +263,36 @@ class _Run:
         with self.timed(f"sounds, {encoder.name}"):
             self.table.measure_sounds(encoder, self.metrics)
 
-    def measure_text(
+    def judge(
         self,
         encoders: list,
         spec: str | None,
         manifest: str | Path,
         root: str | Path | None,
         rows: Mapping[str, str],
-    ) -> None:
-        """`text_consistency` by what was asked for, else by what there is."""
+    ):
+        """The encoder of sounds and texts: what was asked for, else what there is, else None."""
         joint = [encoder for encoder in encoders if isinstance(encoder, TextEncoder)]
-        with self.timed("text consistency"):
-            try:
-                if spec is not None:
-                    encoder = cached(load_encoder(spec, self.device))
-                elif joint:
-                    encoder = joint[0]
-                else:
-                    encoder = self._trained(manifest, root, rows)
-            except (MissingDependencyError, InvalidInputError) as error:
-                if spec is not None or self.named:
-                    raise
-                keys = ("score", "R@1", "R@5", "R@10")
-                self.missing |= {f"{key}:contrastive": str(error) for key in keys}
-                return
+        try:
+            if spec is not None:
+                return cached(load_encoder(spec, self.device))
+            return joint[0] if joint else self._trained(manifest, root, rows)
+        except (MissingDependencyError, InvalidInputError) as error:
+            if spec is not None or self.named:
+                raise
+            keys = ("score", "R@1", "R@5", "R@10")
+            self.missing |= {f"{key}:contrastive": str(error) for key in keys}
+            return None
+
+    def measure_text(self, encoder) -> None:
+        with self.timed(f"text consistency, {encoder.name}"):
             self.table.measure_text(encoder)
 
     def _trained(self, manifest, root, rows: Mapping[str, str]):
         """The small encoder of sounds and texts, learnt from rows that no system has seen."""
-        encoder, clips = self.read(lambda: head_of(manifest, rows, root, self.device, self.tick))
+        self.count = 0
+        with self.timed("the small text measure"):
+            encoder, clips = head_of(manifest, rows, root, self.device, self.tick)
         self.faults += clips.faults
         names = {clip.name for clip in self.table.reference.clips}
         shared = sum(clip.name in names for clip in clips.clips)

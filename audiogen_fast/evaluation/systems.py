@@ -1,5 +1,6 @@
 """Sounds that are made for an evaluation: by a model, and by a codec."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,6 +42,10 @@ class Sampling:
     cfg_coef: float = 3.0
 
 
+_SETTINGS = ("duration", "extend_stride", "batch_invariant", "generation_params")
+"""Of a model; it gets its own back."""
+
+
 def generate(
     model: AudioGen,
     reference: ClipSet,
@@ -51,7 +56,8 @@ def generate(
     """A sound for the caption of every reference that has one.
 
     Sounds of similar length are made together, each cut to its own: what a language model writes
-    first does not depend on how long it goes on.
+    first does not depend on how long it goes on, but for the last three frames, after which the
+    delay pattern has nothing more in a shorter sequence.
 
     Args:
         progress: called with the number of sounds of each batch.
@@ -63,23 +69,13 @@ def generate(
     def length(clip: Clip) -> float:
         return sampling.duration or clip.seconds
 
+    before = {name: getattr(model, name) for name in _SETTINGS}
     made: dict[str, Clip] = {}
     sound = computing = 0.0
     queue = sorted(captioned, key=lambda clip: (-length(clip), clip.name))
     for start in range(0, len(queue), sampling.batch_size):
         batch = queue[start : start + sampling.batch_size]
-        # A frame at least, and the last one whole.
-        duration = max(length(batch[0]), 1 / model.frame_rate) + 1 / model.frame_rate
-        model.set_generation_params(
-            use_sampling=sampling.use_sampling,
-            top_k=min(sampling.top_k, model.lm.card),
-            top_p=sampling.top_p,
-            temperature=sampling.temperature,
-            duration=duration,
-            cfg_coef=sampling.cfg_coef,
-            extend_stride=min(2, model.max_duration / 2),
-            batch_invariant=True,
-        )
+        _set_sampling(model, sampling, length(batch[0]))
         began = time.perf_counter()
         texts = [clip.caption for clip in batch]
         wavs = model.generate(texts, seed=[seeds[clip.name] for clip in batch]).cpu()
@@ -93,12 +89,31 @@ def generate(
             )
         if progress is not None:
             progress(len(batch))
+    for setting, value in before.items():
+        setattr(model, setting, value)
     found = inspected(name, [made[clip.name] for clip in captioned])
     without = [clip for clip in reference.clips if clip.caption is None]
     found.faults += [
         Fault(name, clip.name, "missing", "its reference has no caption", False) for clip in without
     ]
     return Made(found, sound, computing)
+
+
+def _set_sampling(model: AudioGen, sampling: Sampling, seconds: float) -> None:
+    frames = max(1, math.ceil(seconds * model.frame_rate - 1e-6))
+    duration = (frames + 0.01) / model.frame_rate  # rounding must not lose the last frame
+    if seconds <= model.max_duration:
+        duration = min(duration, model.max_duration)  # nor begin another window
+    model.set_generation_params(
+        use_sampling=sampling.use_sampling,
+        top_k=min(sampling.top_k, model.lm.card),
+        top_p=sampling.top_p,
+        temperature=sampling.temperature,
+        duration=duration,
+        cfg_coef=sampling.cfg_coef,
+        extend_stride=min(2, model.max_duration / 2),
+        batch_invariant=True,
+    )
 
 
 @dataclass
