@@ -58,7 +58,10 @@ def _copies(table: Table, clips: ClipSet, items) -> dict[str, Value]:
 
 
 def _visqol(pairs: list, seed: int) -> Value:
-    long = [pair[:2] for pair in pairs if pair[1].seconds >= VISQOL_SECONDS]
+    def shorter(pair) -> float:
+        return min(pair[0].seconds, pair[1].seconds)
+
+    long = [pair[:2] for pair in pairs if shorter(pair) >= VISQOL_SECONDS]
     if not long:
         return absent(f"needs clips of {VISQOL_SECONDS:g} s")
     try:
@@ -66,8 +69,14 @@ def _visqol(pairs: list, seed: int) -> Value:
     except MissingDependencyError as error:
         return absent(str(error))
     order = np.random.default_rng([seed, 0x71]).permutation(len(long))[:VISQOL_CLIPS]
-    waves = [_waves(*long[i]) for i in order]
-    return _mean([visqol(x, y, rate)[0] for x, y, rate in waves], seed)
+    scores, reason = [], ""
+    for i in order:
+        x, y, rate = _waves(*long[i])
+        try:
+            scores.append(visqol(x, y, rate)[0])
+        except Exception as error:  # of a type of its own: it finds too little in some clips
+            reason = f"no clip that it can compare: {error}"
+    return _mean(scores, seed) if scores else absent(reason)
 
 
 def _waves(clip: Clip, reference: Clip) -> tuple[Tensor, Tensor, int]:
