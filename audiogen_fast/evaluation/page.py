@@ -67,9 +67,11 @@ def _group(report: Report, group: str, title: str) -> list[str]:
     if not keys:
         return []
     rows = [row for row in report.rows if any(key in row.values for key in keys)]
-    body = [f"<h2>{title}</h2>", _table(rows, keys)]
+    body = [f"<h2>{title}</h2>", _table(rows, keys, explained=group == "sounds")]
     figures = []
     for key in keys:
+        if "_q" in key.split(":")[0]:
+            continue  # of single codebooks: the table has them
         found = [(row, row.values[key]) for row in rows if key in row.values]
         picture = plots.intervals(
             [row.name for row, _ in found],
@@ -108,7 +110,7 @@ def _arrow(key: str) -> str:
     return {1: "↑", -1: "↓", 0: ""}[better]
 
 
-def _table(rows: Sequence[Row], keys: Sequence[str]) -> str:
+def _table(rows: Sequence[Row], keys: Sequence[str], explained: bool) -> str:
     head = "".join(
         f'<th scope="col" title="{_escape(metric_of(key).about)}">{_escape(title_of(key))} '
         f'{_arrow(key)}<br><span class="note">{_escape(key.partition(":")[2])}</span></th>'
@@ -117,7 +119,7 @@ def _table(rows: Sequence[Row], keys: Sequence[str]) -> str:
     lines = []
     for row in rows:
         cells = "".join(_cell(row.values.get(key)) for key in keys)
-        about = f'<br><span class="note">{_escape(row.about)}</span>' if row.about else ""
+        about = f'<br><span class="note">{_escape(row.about)}</span>' if explained else ""
         lines.append(
             f'<tr class="{row.kind}"><th scope="row">{_escape(row.name)}{about}</th>{cells}</tr>'
         )
@@ -326,6 +328,8 @@ def _escape(text: str) -> str:
 
 
 _STYLE = """
+main { max-width: 96rem; }
+.figures tbody th { min-width: 10rem; }
 .wide { overflow-x: auto; }
 .figures td, .figures th { padding: .45rem .6rem; vertical-align: top; }
 .figures thead th { white-space: normal; }

@@ -238,11 +238,13 @@ class _Run:
             with self.timed(f"language model, {name}"):
                 language_rows.measure_language(self.table, name, model)
         if "codec" in self.metrics:
-            self.add_codec(f"{name} codec", model.compression_model)
+            self.add_codec(f"{name} codec", model.compression_model, f"the codec of {label}")
 
-    def add_codec(self, name: str, codec: str | Path | CompressionModel) -> None:
+    def add_codec(
+        self, name: str, codec: str | Path | CompressionModel, label: str | None = None
+    ) -> None:
         """A row of the references as a codec gives them back."""
-        label = _label(codec)
+        label = label or _label(codec)
         if not isinstance(codec, CompressionModel):
             codec = load_compression_model(str(codec), self.device)
         reference, done = self.table.reference, 0
