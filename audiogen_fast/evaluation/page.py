@@ -355,7 +355,7 @@ svg .point { opacity: .55; }
 .item h3 { font-size: 1rem; margin: 0; }
 .item p { margin: 0 0 .25rem; }
 .cells { display: flex; flex-wrap: wrap; gap: 1rem; }
-.cell { flex: 0 1 20rem; background: var(--panel); border: 1px solid var(--line);
+.cell { flex: 0 1 17rem; background: var(--panel); border: 1px solid var(--line);
   border-radius: 8px; padding: .6rem; }
 .cell audio { width: 100%; margin: .4rem 0; }
 .cell img { min-width: 0; width: 100%; height: 8rem; }
