@@ -38,13 +38,8 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def manifest(project_root_of_module):
-    return project_root_of_module / "training" / "corpus" / "subset" / "manifest.csv"
-
-
-@pytest.fixture(scope="module")
-def project_root_of_module(request):
-    return request.getfixturevalue("project_root")
+def manifest(project_root):
+    return project_root / "training" / "corpus" / "subset" / "manifest.csv"
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +62,10 @@ def system(tmp_path_factory, manifest):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, manifest, system, project_root_of_module):
+def report(tmp_path_factory, manifest, system, project_root):
     """One evaluation of everything."""
     output = tmp_path_factory.mktemp("report")
-    checkpoint = project_root_of_module / "tests" / "data" / "golden" / "plain" / "checkpoint"
+    checkpoint = project_root / "tests" / "data" / "golden" / "plain" / "checkpoint"
     found = evaluate(
         manifest,
         where={"split": "test"},

@@ -11,9 +11,8 @@ from audiogen_fast.evaluation.systems import Sampling, generate, reconstruct
 
 
 @pytest.fixture(scope="module")
-def model(request):
-    root = request.getfixturevalue("project_root")
-    folder = root / "tests" / "data" / "golden" / "plain" / "checkpoint"
+def model(project_root):
+    folder = project_root / "tests" / "data" / "golden" / "plain" / "checkpoint"
     return AudioGen.get_pretrained(folder, "cpu", engine="eager")
 
 
