@@ -4,7 +4,8 @@
 
 Compiles the launches of `audiogen_fast/launches/cases.py` for four generations of GPU, counts the
 bytes that they move under the interpreter, records the launches of a whole decode step of the
-released size, and writes `docs/kernels.md` and `benchmarks/results/kernel_report.json`.
+released size, and writes `docs/kernels.md` and `benchmarks/results/kernel_report.json`. What was
+compiled once is kept in `build/triton` (or `TRITON_CACHE_DIR`) by the hash of its source.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from audiogen_fast.files import write_atomically
 from audiogen_fast.launches.case import Case
 from audiogen_fast.launches.cases import all_cases
 from audiogen_fast.launches.compile import CAPABILITIES
-from benchmarks import floors
+from benchmarks import floors, products
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "python -m benchmarks.kernel_report"
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/kernel_report.json")
     parser.add_argument("--count-traffic", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
     cases = [case for case in all_cases() if case.quick or not args.quick]
     if args.ops:
         cases = [case for case in cases if case.op in args.ops.split(",")]
@@ -204,6 +206,32 @@ def document(report: dict[str, Any], cases: list[Case]) -> str:
                 _traffic_rows(report),
             ),
             "",
+            "## Products of a layer, by rows",
+            "",
+            "Two rows for each description with guidance. `memory`: the weights, once. `caches`:",
+            "what all programs of the six products ask for, by arithmetic (benchmarks/products.py;",
+            "within a tenth of what is counted above). `few`: the same if the forms for few rows",
+            "were taken for all. Then the operations, and the microseconds on an H100: memory at",
+            f"{floors.GPUS['H100'].bandwidth / 1e12:.2f} TB/s, its second-level cache at an",
+            f"assumed {products.L2_BANDWIDTH / 1e12:.1f} TB/s, the matrix cores at their peak.",
+            "The largest of the three is the floor of the form.",
+            "",
+            *_table(
+                [
+                    "weights",
+                    "rows",
+                    "forms",
+                    "memory MB",
+                    "caches MB",
+                    "few MB",
+                    "GFLOP",
+                    "memory us",
+                    "caches us",
+                    "matrix us",
+                ],
+                _layer_rows(),
+            ),
+            "",
             "## A decode step",
             "",
             "Of the released size (48 layers of 1536), with guidance, averaged over the positions",
@@ -267,6 +295,25 @@ def _traffic_rows(report: dict[str, Any]) -> list[list[Any]]:
         needed = moved["needed"]
         ratios = [f"{moved[key] / needed:.3f}" for key in ("touched", "requested")]
         rows.append([op, case, f"{needed:,}", f"{moved['touched']:,}", *ratios])
+    return rows
+
+
+def _layer_rows() -> list[list[Any]]:
+    rows = []
+    for weights in ("bfloat16", "int8", "int4"):
+        for count in products.ROWS:
+            layer = products.layer(floors.MEDIUM, count, weights)
+            sizes = (layer.weights, layer.cached, layer.cached_before)
+            rows.append(
+                [
+                    weights,
+                    count,
+                    ", ".join(layer.kinds),
+                    *(f"{size / 1e6:.1f}" for size in sizes),
+                    f"{layer.operations / 1e9:.2f}",
+                    *(f"{time:.1f}" for time in layer.microseconds),
+                ]
+            )
     return rows
 
 

@@ -1,10 +1,11 @@
 """Training steps of the language model: ours, ours without fused ops, and audiocraft, in turns.
 
-    python -m benchmarks.train [--peer-python .peers/bin/python]
+    python -m benchmarks.train [--dtype float32,bfloat16] [--peer-python .peers/bin/python]
 
 All start from one set of weights and one batch and make whole updates: forward, backward, clipping,
-AdamW. The losses of the first step are compared before anything is timed. On a GPU the model FLOPs
-utilisation is printed, with the peak of `--peak-tflops`.
+AdamW. Every dtype but float32 is autocast's, of all of them alike. The losses of the first step are
+compared before anything is timed. On a GPU the model FLOPs utilisation is printed, with the peak of
+`--peak-tflops`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from audiogen_fast.memory import keep_freed_memory
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.released import released_lm
 from audiogen_fast.training.config import OptimConfig
@@ -46,10 +48,17 @@ class PeerProcess:
         )
         self.about = self._answer()
 
-    def steps(self, n: int) -> list[float]:
-        self.process.stdin.write(json.dumps({"n": n}) + "\n")
+    def first_loss(self, dtype: str) -> float:
+        return self._ask(1, dtype, restart=True)["loss"]
+
+    def steps(self, n: int, dtype: str) -> list[float]:
+        return self._ask(n, dtype, restart=False)["seconds"]
+
+    def _ask(self, n: int, dtype: str, restart: bool) -> dict:
+        request = {"n": n, "dtype": dtype, "restart": restart}
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return self._answer()["seconds"]
+        return self._answer()
 
     def _answer(self) -> dict:
         line = self.process.stdout.readline()
@@ -68,10 +77,9 @@ class Ours:
     def __init__(self, start: dict, args: argparse.Namespace, shape: dict, reference: bool):
         self.backend = "reference" if reference else "auto"
         self.clock = args.clock
-        self.dtype = DTYPES[args.dtype]
         self.device = torch.device(args.device)
         self.lm = released_lm(shape, "description").to(self.device)
-        self.lm.load_state_dict(start["state"])
+        self.start = start["state"]
         self.lm.train()
         self.codes, vectors = start["codes"].to(self.device), start["vectors"].to(self.device)
         mask = torch.ones(vectors.shape[:2], dtype=torch.int64, device=self.device)
@@ -79,9 +87,13 @@ class Ours:
         config = OptimConfig(lr=1e-4)
         self.optimizer = make_optimizer(lm_groups(self.lm), config)
 
-    def step(self) -> float:
+    def first_loss(self, dtype: str) -> float:
+        self.lm.load_state_dict(self.start)
+        return self.step(dtype)
+
+    def step(self, dtype: str) -> float:
         os.environ["AUDIOGEN_FAST_BACKEND"] = self.backend
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, DTYPES[dtype], enabled=dtype != "float32"):
             loss, _ = self.lm.compute_loss(self.codes, [], self.conditions)
         loss.backward()
         norm = gradient_norm(self.optimizer, Ranks(), sharded=False).item()
@@ -90,11 +102,11 @@ class Ours:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    def steps(self, n: int) -> list[float]:
+    def steps(self, n: int, dtype: str) -> list[float]:
         seconds = []
         for _ in range(n):
             began = CLOCKS[self.clock]()
-            self.step()
+            self.step(dtype)
             seconds.append(CLOCKS[self.clock]() - began)
         return seconds
 
@@ -120,7 +132,8 @@ def main() -> None:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or both, by commas")
+    parser.add_argument("--peer-dtype", help="of audiocraft, each one that --dtype has or one more")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON)
     parser.add_argument("--no-peer", action="store_true")
@@ -133,7 +146,11 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in --dtype, for the MFU")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    dtypes = _dtypes(args.dtype)
+    peer_dtypes = dtypes if args.peer_dtype is None else _dtypes(args.peer_dtype)
     torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        keep_freed_memory()  # as the solver does
     shape = {
         "n_q": args.n_q, "card": args.card, "dim": args.dim, "num_heads": args.heads,
         "num_layers": args.layers, "hidden_scale": 4,
@@ -153,46 +170,60 @@ def main() -> None:
             peer = PeerProcess(args.peer_python, arguments | {"folder": folder})
             start = torch.load(start_path, weights_only=True)
     ours = {name: Ours(start, args, shape, name == "reference") for name in ("fused", "reference")}
-    losses = {name: one.step() for name, one in ours.items()}
-    runners = {name: one.steps for name, one in ours.items()}
+    runners = {name: (one, dtypes) for name, one in ours.items()}
     if peer is not None:
-        losses["audiocraft"] = peer.about["loss"]
-        runners["audiocraft"] = peer.steps
-    print("losses of the first step", losses)
-    tolerance = 1e-4 if args.dtype == "float32" else 1e-2
-    spread = (max(losses.values()) - min(losses.values())) / max(losses.values())
-    if not spread <= tolerance:
-        raise SystemExit(f"they do not train the same: the losses differ by {spread:.1e}")
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
+        runners["audiocraft"] = peer, peer_dtypes
+    losses: dict[str, dict[str, float]] = {}
+    for name, (runner, own) in runners.items():
+        for dtype in own:
+            losses.setdefault(dtype, {})[name] = runner.first_loss(dtype)
+    for dtype, of in losses.items():
+        print(f"losses of the first step, {dtype}: {of}")
+        tolerance = 1e-4 if dtype == "float32" else 1e-2
+        spread = (max(of.values()) - min(of.values())) / max(of.values())
+        if not spread <= tolerance:
+            raise SystemExit(f"they do not train the same: the losses differ by {spread:.1e}")
+    seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(args.rounds):  # in turns: a busy moment of the machine hits all alike
-        for name, run in runners.items():
-            seconds[name] += run(args.steps)
+        for dtype in losses:
+            for name, (runner, own) in runners.items():
+                if dtype in own:
+                    times = seconds.setdefault((dtype, name), [])
+                    times += runner.steps(args.steps, dtype)
     if peer is not None:
         peer.close()
-    results = {}
+    results: dict[str, dict[str, dict]] = {}
     operations = flops(ours["fused"].lm, args.batch, args.frames, args.text)
-    for name, values in seconds.items():
+    for (dtype, name), values in seconds.items():
         median = statistics.median(values)
-        results[name] = {
+        results.setdefault(dtype, {})[name] = {
             "median_ms": round(1e3 * median, 2),
             "fastest_ms": round(1e3 * min(values), 2),
             "frames_per_s": round(args.batch * args.frames / median, 1),
             "tflops": round(operations / median / 1e12, 4),
         }
         if args.peak_tflops:
-            results[name]["mfu"] = round(operations / median / 1e12 / args.peak_tflops, 4)
-    for name, result in results.items():
-        base = results["audiocraft" if peer is not None else "reference"]
-        result["speedup"] = round(base["median_ms"] / result["median_ms"], 3)
-        print(f"{name:12} {result}")
+            results[dtype][name]["mfu"] = round(operations / median / 1e12 / args.peak_tflops, 4)
+    for dtype, of in results.items():
+        base = of["audiocraft" if "audiocraft" in of else "reference"]["median_ms"]
+        for name, result in of.items():
+            result["speedup"] = round(base / result["median_ms"], 3)
+            print(f"{dtype:9} {name:11} {result}")
     facts = machine()
     if torch.cuda.is_available() and args.device != "cpu":
         facts["gpu"] = torch.cuda.get_device_name()
-    settings = arguments | {"dtype": args.dtype}
+    settings = arguments | {"dtypes": dtypes, "peer_dtypes": peer_dtypes if peer else []}
     path = write_result(
         "train", args.out, machine=facts, settings=settings, losses=losses, results=results
     )
     print(f"written to {path}")
+
+
+def _dtypes(names: str) -> list[str]:
+    for name in names.split(","):
+        if name not in DTYPES:
+            raise SystemExit(f"--dtype must be of {', '.join(DTYPES)}, got {name}")
+    return names.split(",")
 
 
 def _start(args: argparse.Namespace, shape: dict) -> dict:

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "audiogen_fast/decoder.h"
 #include "audiogen_fast/philox.h"
 #include "audiogen_fast/rvq.h"
+#include "audiogen_fast/training.h"
 
 namespace py = pybind11;
 namespace af = audiogen_fast;
@@ -45,6 +47,57 @@ void rvq_decode(std::uintptr_t out, std::uintptr_t codes,
                    card, dim);
 }
 
+void product(std::int64_t m, std::int64_t n, std::int64_t k, std::uintptr_t a, std::int64_t a_row,
+             std::int64_t a_column, std::uintptr_t b, std::int64_t b_row, std::int64_t b_column,
+             std::uintptr_t out, std::int64_t out_row, float alpha, bool add, int threads) {
+    af::product({m, n, k, pointer<const float>(a), a_row, a_column, pointer<const float>(b), b_row,
+                 b_column, pointer<float>(out), out_row, alpha, add},
+                threads);
+}
+
+using Strides = std::array<std::int64_t, 3>;
+
+af::Heads heads(std::uintptr_t data, const Strides& strides) {
+    return {pointer<const float>(data), strides[0], strides[1], strides[2]};
+}
+
+// [batch, heads, steps, dim, slots], and the addresses of lengths and pads or twice 0.
+using Shape = std::array<std::int64_t, 5>;
+using Limits = std::array<std::uintptr_t, 2>;
+
+af::Attention shaped(const Shape& shape, const Limits& limits, std::uintptr_t q,
+                     const Strides& q_strides, std::uintptr_t k, const Strides& k_strides,
+                     std::uintptr_t v, const Strides& v_strides) {
+    return {shape[0],
+            shape[1],
+            shape[2],
+            shape[3],
+            heads(q, q_strides),
+            heads(k, k_strides),
+            heads(v, v_strides),
+            shape[4],
+            pointer<const std::int64_t>(limits[0]),
+            pointer<const std::int64_t>(limits[1])};
+}
+
+void attention(const Shape& shape, const Limits& limits, std::uintptr_t q, const Strides& q_strides,
+               std::uintptr_t k, const Strides& k_strides, std::uintptr_t v,
+               const Strides& v_strides, std::uintptr_t out, std::uintptr_t log_sums, int threads) {
+    af::attention(shaped(shape, limits, q, q_strides, k, k_strides, v, v_strides),
+                  pointer<float>(out), pointer<float>(log_sums), threads);
+}
+
+void attention_backward(const Shape& shape, const Limits& limits, std::uintptr_t q,
+                        const Strides& q_strides, std::uintptr_t k, const Strides& k_strides,
+                        std::uintptr_t v, const Strides& v_strides, std::uintptr_t grad,
+                        const Strides& grad_strides, std::uintptr_t log_sums, std::uintptr_t grad_q,
+                        std::uintptr_t grad_k, std::uintptr_t grad_v, int threads) {
+    af::attention_backward(shaped(shape, limits, q, q_strides, k, k_strides, v, v_strides),
+                           heads(grad, grad_strides), pointer<const float>(log_sums),
+                           pointer<float>(grad_q), pointer<float>(grad_k), pointer<float>(grad_v),
+                           threads);
+}
+
 py::dict cpu_features() {
     const af::CpuFeatures f = af::cpu_features();
     py::dict d;
@@ -54,6 +107,7 @@ py::dict cpu_features() {
     d["avx512f"] = f.avx512f;
     d["avx512bw"] = f.avx512bw;
     d["avx512vl"] = f.avx512vl;
+    d["avx512dq"] = f.avx512dq;
     d["avx512_vnni"] = f.avx512_vnni;
     d["avx512_bf16"] = f.avx512_bf16;
     d["amx_tile"] = f.amx_tile;
@@ -191,5 +245,9 @@ PYBIND11_MODULE(_native, m) {
     m.def("build_info", &build_info);
     m.def("packed_multiply", &packed_multiply, release_gil());
     m.def("available_isas", &af::available_isas);
+    m.def("training_ops_available", &af::training_ops_available);
+    m.def("product", &product, release_gil());
+    m.def("attention", &attention, release_gil());
+    m.def("attention_backward", &attention_backward, release_gil());
     bind_decoder(m);
 }

@@ -271,7 +271,7 @@ def test_cpu_features_are_those_that_linux_reports():
     features = MODULE.cpu_features()
     assert features.pop("neon") is False
     assert features == {name: name in flags for name in features}
-    assert len(features) == 11
+    assert len(features) == 12
 
 
 @needs_native

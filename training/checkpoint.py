@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,17 +113,59 @@ class Checkpoints:
 
     def _latest(self) -> int | None:
         steps = self.steps()
+        step, damaged = self._newest_sound(steps)
+        for number, problem in damaged.items():
+            aside = self.path(number).with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(self.path(number), aside)
+            self.tell(f"checkpoint {self.path(number)} is damaged ({problem}); it is now {aside}")
+        if step is None and steps:
+            raise CheckpointError(f"{self.folder}: every one of its checkpoints is damaged")
+        return step
+
+    def choose(self, step: int | str | None, best_metric: str) -> int:
+        """The number of a checkpoint that is sound, for reading: nothing is moved.
+
+        Args:
+            step: a number; `best` for the lowest `best_metric` of the validation; None for the
+                newest sound one, where newer ones that are damaged are told about.
+        Raises:
+            CheckpointError: there is none, or the one that was asked for is damaged.
+        """
+        steps = self.steps()
+        if step is None and steps:
+            step, damaged = self._newest_sound(steps)
+            for number, problem in damaged.items():
+                taken = "none is left" if step is None else f"{self.path(step).name} is taken"
+                self.tell(f"checkpoint {self.path(number)} is damaged ({problem}); {taken}")
+            if step is None:
+                raise CheckpointError(f"{self.folder}: every one of its checkpoints is damaged")
+            return step
+        if step == "best":
+            step = self._best(steps, best_metric)
+        if step not in steps:
+            raise CheckpointError(
+                f"{self.folder}: has checkpoints of the updates {steps}, asked for {step}"
+            )
+        problem = find_damage(self.path(step))
+        if problem is not None:
+            raise CheckpointError(f"{self.path(step)} is damaged ({problem}); there are {steps}")
+        return step
+
+    def _newest_sound(self, steps: Sequence[int]) -> tuple[int | None, dict[int, str]]:
+        """The newest step without damage, and what is wrong with those after it."""
+        damaged = {}
         for step in reversed(steps):
             problem = find_damage(self.path(step))
             if problem is None:
-                return step
-            aside = self.path(step).with_suffix(".damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(self.path(step), aside)
-            self.tell(f"checkpoint {self.path(step)} is damaged ({problem}); it is now {aside}")
-        if steps:
-            raise CheckpointError(f"{self.folder}: every one of its checkpoints is damaged")
-        return None
+                return step, damaged
+            damaged[step] = problem
+        return None, damaged
+
+    def _best(self, steps: Sequence[int], metric: str) -> int | None:
+        found = {step: read_state(self.path(step))["metrics"] for step in steps}
+        measured = {step: values[metric] for step, values in found.items() if metric in values}
+        return min(measured, key=measured.__getitem__) if measured else None
 
     def load(
         self, step: int, common: Mapping[str, Part], own: Mapping[str, Part]
@@ -158,10 +200,9 @@ class Checkpoints:
         # Never the one that was just written, also where later ones of an older run lie about.
         kept = {newest, *steps[-self.keep_last :]}
         if keep_best is not None:
-            metrics = {step: read_state(self.path(step))["metrics"] for step in steps}
-            measured = {s: m[keep_best] for s, m in metrics.items() if keep_best in m}
-            if measured:
-                kept.add(min(measured, key=measured.__getitem__))
+            best = self._best(steps, keep_best)
+            if best is not None:
+                kept.add(best)
         retired = [step for step in steps if step not in kept]
         # Before anything goes, what stays must be readable from the disk.
         if retired and find_damage(self.path(newest)) is None:

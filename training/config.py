@@ -1,7 +1,7 @@
 """Configuration that all solvers share. Names are the original's where they mean the same."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from audiogen_fast.errors import check
 
@@ -184,6 +184,9 @@ class SafetyConfig:
 @dataclass
 class TrainConfig:
     """Base of the configurations of all solvers."""
+
+    best_metric: ClassVar[str] = "loss"
+    # Of the validation; the checkpoint where it was lowest is the best.
 
     solver: str
     """lm or codec."""

@@ -1,7 +1,7 @@
 """Configuration of the language model's training; the sections are those of `xp.cfg`."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from audiogen_fast.config import Config
 from audiogen_fast.errors import check
@@ -258,6 +258,8 @@ class LoRAConfig:
 class LMConfig(TrainConfig):
     """Training of the language model."""
 
+    best_metric: ClassVar[str] = "ce"
+
     solver: str = "lm"
     """lm."""
     compression_model_checkpoint: str | None = None
@@ -271,6 +273,8 @@ class LMConfig(TrainConfig):
     codebooks_pattern: PatternConfig = field(default_factory=PatternConfig)
     classifier_free_guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     attribute_dropout: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Probabilities of leaving out single attributes in training, such as
+    {text = {description = 0.1}}."""
     fuser: FuserConfig = field(default_factory=FuserConfig)
     conditioners: dict[str, ConditionerConfig] = field(
         default_factory=lambda: {"description": ConditionerConfig(t5=T5Config())}
@@ -290,6 +294,8 @@ class LMConfig(TrainConfig):
         check(not unknown, f"attribute_dropout knows the type text only, got {unknown}")
         samples = self.evaluate.num_samples
         check(samples > 0, f"evaluate.num_samples must be positive, got {samples}")
+        for name, p in self.attribute_dropout.get("text", {}).items():
+            check(0 <= p <= 1, f"attribute_dropout.text.{name} must lie in [0, 1], got {p}")
         check(self.lora.rank >= 0, f"lora.rank must not be negative, got {self.lora.rank}")
         check(
             self.lora.rank == 0 or self.continue_from is not None,

@@ -1,73 +1,25 @@
 """A run's language model with its codec, as folders that `get_pretrained` and audiocraft load."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from audiogen_fast.config import Config
-from audiogen_fast.errors import CheckpointError, check
+from audiogen_fast.errors import check
 from audiogen_fast.models import loaders
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.hf_encodec import HFEncodecCompressionModel
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.saving import save_pretrained
 from audiogen_fast.models.stereo import InterleaveStereoCompressionModel
-from audiogen_fast.training import lora
-from audiogen_fast.training.checkpoint import Checkpoints, find_damage, read_state, read_tensors
+from audiogen_fast.training import lora, runs
+from audiogen_fast.training.checkpoint import read_tensors
 from audiogen_fast.training.codec.export import write_codec, write_released
-from audiogen_fast.training.config import TrainConfig
 from audiogen_fast.training.config_lm import LMConfig
 from audiogen_fast.training.lm_build import build_codec, build_lm
-from audiogen_fast.training.parallel import Ranks
-from audiogen_fast.training.recipe import load_recipe
+from audiogen_fast.training.runs import Exported, run_config
 
 FORMATS = ("audiogen_fast", "audiocraft")
-WEIGHTS = ("ema", "last")
-
-
-@dataclass
-class Exported:
-    """What was written."""
-
-    folder: Path
-    step: int
-    weights: str
-
-
-def run_config(folder: str | Path) -> TrainConfig:
-    """The configuration of a run.
-
-    Raises:
-        InvalidInputError: the folder is not that of a run.
-    """
-    path = Path(folder) / "config.toml"
-    check(path.is_file(), f"run must be the folder of a training run, {path} is not there")
-    return load_recipe(path)
-
-
-def choose_step(folder: str | Path, step: int | str | None) -> int:
-    """The number of a checkpoint that is sound.
-
-    Args:
-        step: a number, `best` (lowest validation loss) or None for the newest.
-    Raises:
-        CheckpointError: it is not there or damaged.
-    """
-    checkpoints = Checkpoints(Path(folder) / "checkpoints", Ranks())
-    steps = checkpoints.steps()
-    if step == "best":
-        losses = {s: read_state(checkpoints.path(s))["metrics"].get("ce") for s in steps}
-        measured = {s: loss for s, loss in losses.items() if loss is not None}
-        step = min(measured, key=measured.__getitem__) if measured else None
-    elif step is None and steps:
-        step = steps[-1]
-    if step not in steps:
-        raise CheckpointError(f"{folder}: has checkpoints of the updates {steps}, asked for {step}")
-    damage = find_damage(checkpoints.path(step))
-    if damage is not None:
-        raise CheckpointError(f"{checkpoints.path(step)} is damaged ({damage}); others: {steps}")
-    return step
 
 
 def load_run(
@@ -76,31 +28,25 @@ def load_run(
     """The language model of a run, with its adapters still apart.
 
     Args:
-        step: see `choose_step`.
-        weights: `ema` for the moving average (where the run has one), `last` for the last ones.
+        step, weights: see `runs.choose`.
     Returns:
         Configuration, model, update, and which weights they are.
     """
-    check(weights in WEIGHTS, f"weights must be one of {WEIGHTS}, got {weights!r}")
     config = run_config(folder)
     check(
         isinstance(config, LMConfig),
         f"run must be one of the lm solver, {folder} is of {config.solver!r}",
     )
-    step = choose_step(folder, step)
-    path = Checkpoints(Path(folder) / "checkpoints", Ranks()).path(step)
+    chosen = runs.choose(folder, config, step, weights)
     lm = build_lm(config)
     adapters = config.lora
     if adapters.rank:
         lora.add_adapters(lm, adapters.rank, adapters.alpha, adapters.targets)
-    averaged = read_state(path)["common"].get("ema_model") or {"count": 0}
-    kind = "ema" if weights == "ema" and averaged["count"] > 0 else "last"
-    prefix = {"ema": "ema_model", "last": "model"}[kind]
     state = lm.state_dict()
     if adapters.rank:
         state = {name: t for name, t in state.items() if lora.is_adapter(name)}
-    read_tensors(path, {f"{prefix}.{name}": tensor for name, tensor in state.items()})
-    return config, lm.eval(), step, kind
+    read_tensors(chosen.path, {chosen.prefix + name: tensor for name, tensor in state.items()})
+    return config, lm.eval(), chosen.step, chosen.weights
 
 
 def export_lm(

@@ -17,6 +17,7 @@ from audiogen_fast.modules.conditioners import (
     ConditioningProvider,
     ConditionTensors,
 )
+from audiogen_fast.training.lm_caches import takes_encoded_text
 
 Inputs = dict[str, dict[str, Tensor]]
 """By attribute: tensors `[B, L, ...]`, of tokens or (`vectors`, `mask`) of encoded text."""
@@ -58,12 +59,14 @@ def tokenize(
 
     Args:
         embeddings, mask: `[B, L, D]` and `[B, L]`, the encoded `description` where it is cached;
-            rows of samples whose description was dropped are masked here.
+            rows of samples whose description was dropped are masked here. A conditioner that
+            cannot use them takes the texts.
     """
     inputs: Inputs = {}
     for name, conditioner in provider.conditioners.items():
         texts = [sample.text.get(name) for sample in samples]
-        if embeddings is not None and name == "description":
+        encoded = embeddings is not None and name == "description"
+        if encoded and takes_encoded_text(conditioner):
             device = conditioner.output_proj.weight.device
             kept = torch.tensor([text is not None for text in texts]).unsqueeze(1)
             mask = mask * kept

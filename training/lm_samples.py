@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiogen_fast.api import AudioGen
 from audiogen_fast.data.audio import audio_write
@@ -41,20 +41,22 @@ def full_state(lm: LMModel, adapter_scale: float = 0.0) -> dict[str, Tensor]:
 
 
 def inference_copy(lm: LMModel, adapter_scale: float, device: torch.device) -> LMModel:
-    """A whole model for generation, in the dtype for that, which shares the text encoder."""
+    """A whole model for generation, in the dtype for that; a frozen text encoder is shared."""
     state = full_state(lm, adapter_scale)
     dtype = loaders.resolve_dtype(None, device)
     with torch.device("meta"):
         copy = builders.get_lm_model(lm.cfg)
-    for name, conditioner in copy.condition_provider.conditioners.items():
-        if isinstance(conditioner, T5Conditioner):
-            own = lm.condition_provider.conditioners[name]
-            conditioner.__dict__["_encoder"] = own.encoder
-            conditioner.__dict__["_tokenizer"] = own._tokenizer
-            state = {k: t for k, t in state.items() if f".{name}.t5." not in k}
-    # A copy also where the dtype is the same: generation must not touch what is trained.
+        encoders = [
+            _give_encoder(conditioner, lm.condition_provider.conditioners[name])
+            for name, conditioner in copy.condition_provider.conditioners.items()
+            if isinstance(conditioner, T5Conditioner)
+        ]
+    fixed = {id(t) for encoder in encoders for t in encoder.parameters()}
+    exact = {name for name, t in copy.named_parameters(remove_duplicate=False) if id(t) in fixed}
+    # A copy also where the dtype is the same: generation must not touch what is trained. T5 stays
+    # in float32, as everywhere.
     state = {
-        k: t.to(device, dtype if t.is_floating_point() else None, copy=True)
+        k: t.to(device, dtype if t.is_floating_point() and k not in exact else None, copy=True)
         for k, t in state.items()
     }
     copy.load_state_dict(state, strict=True, assign=True)
@@ -92,6 +94,19 @@ def recordings(
             if taken >= count:
                 loader.close()
                 return
+
+
+def _give_encoder(conditioner: T5Conditioner, own: T5Conditioner) -> nn.Module:
+    """The encoder of a model in training for its copy: itself, or an empty one if it is trained,
+    and perhaps sharded."""
+    encoder = own.encoder
+    if own.finetune:
+        from transformers import T5EncoderModel
+
+        encoder = conditioner.t5 = T5EncoderModel(encoder.config)
+    conditioner.__dict__["_encoder"] = encoder
+    conditioner.__dict__["_tokenizer"] = own._tokenizer
+    return encoder
 
 
 class Samples:

@@ -56,6 +56,10 @@ def make_loader(
     source = _place(section.source)
     if is_cache(source):
         check(
+            config.solver == "lm",
+            f"dataset.{part}.source must be recordings for a codec, {source} has codes",
+        )
+        check(
             section.aug_p == 0 and not section.where,
             f"dataset.{part}: codes cannot be mixed or selected (aug_p, where) any more",
         )

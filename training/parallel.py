@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
+from audiogen_fast.memory import keep_freed_memory
 from audiogen_fast.training.config import ParallelConfig, SafetyConfig
 
 DTYPES = {
@@ -85,6 +86,8 @@ def start(config: ParallelConfig, safety: SafetyConfig) -> Ranks:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if world_size > 1 or config.mode == "fsdp":
         _join(rank, world_size, device, safety.timeout)
     return Ranks(rank, world_size, device)

@@ -64,9 +64,6 @@ class Solver(ABC):
     - `self.schedules`: advanced here after each update that was made.
     """
 
-    best_metric = "loss"
-    """Of `validate`; the checkpoint where it was lowest is kept."""
-
     def __init__(self, config: TrainConfig, ranks: Ranks, tell=None):
         self.config, self.ranks = config, ranks
         self.folder = Path(config.folder)
@@ -159,7 +156,7 @@ class Solver(ABC):
 
     def save(self) -> Path:
         """Write a checkpoint of now."""
-        best = self.best_metric if self.config.checkpoint.keep_best else None
+        best = self.config.best_metric if self.config.checkpoint.keep_best else None
         return self.checkpoints.save(self.step, self.common, self.own, self.metrics, best)
 
     def run(self) -> int:

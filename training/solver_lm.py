@@ -13,6 +13,7 @@ from audiogen_fast.training.data import Batch, Loader
 from audiogen_fast.training.dry_run import dry_run
 from audiogen_fast.training.ema import ModuleEMA
 from audiogen_fast.training.lm_build import build_codec, build_lm, check_codec
+from audiogen_fast.training.lm_caches import check_cache
 from audiogen_fast.training.lm_samples import Samples, due
 from audiogen_fast.training.loaders import make_loader
 from audiogen_fast.training.optimizers import (
@@ -32,7 +33,6 @@ class LMSolver(Solver):
     """Learns to predict codes from those before them and the description."""
 
     config: LMConfig
-    best_metric = "ce"
     sound_metrics = None
 
     def build(self) -> None:
@@ -42,6 +42,9 @@ class LMSolver(Solver):
         lm = build_lm(config)
         if self.codec is not None:
             check_codec(self.codec, lm, config)
+        known = sorted(dict(lm.condition_provider.conditioners.items()))
+        unknown = sorted(set(config.attribute_dropout.get("text", {})) - set(known))
+        check(not unknown, f"attribute_dropout.text must name some of {known}, got {unknown}")
         lm.to(ranks.device)
         self.lm = lm
         adapters = config.lora
@@ -69,12 +72,14 @@ class LMSolver(Solver):
     def make_loaders(self) -> None:
         """Loaders of the training and the validation data."""
         names = tuple(name for name in self.lm.condition_provider.conditioners)
-        self.loader = make_loader(self.config, "train", self.ranks, names)
+        loaders = {}
+        for part in ("train", "valid", "evaluate", "generate"):
+            loaders[part] = make_loader(self.config, part, self.ranks, names)
+            check_cache(loaders[part], part, self.lm, self.codec)
+        self.loader = loaders["train"]
         check(self.loader is not None, "dataset.train.source is missing: what to learn from")
-        self.valid_loader, self.evaluate_loader, generate = (
-            make_loader(self.config, part, self.ranks, names)
-            for part in ("valid", "evaluate", "generate")
-        )
+        self.valid_loader, self.evaluate_loader = loaders["valid"], loaders["evaluate"]
+        generate = loaders["generate"]
         self.samples = None
         if generate is not None and self.codec is not None and self.config.generate.every:
             self.samples = Samples(self.config, self.codec, generate, self.ranks)
@@ -126,9 +131,10 @@ class LMSolver(Solver):
         self.optimizer.zero_grad(set_to_none=True)
         searching = self.scaler.searching
         self.scaler.update(finite)
-        metrics = {"loss": ce.mean(), "grad_norm": torch.tensor(norm)}
+        mean = self.ranks.sum(ce.mean()) / self.ranks.world_size
+        metrics = {"loss": mean, "grad_norm": torch.tensor(norm)}
         metrics |= {f"ce_q{index + 1}": value for index, value in enumerate(ce)}
-        metrics |= {"ppl": ce.mean().exp(), "lr": torch.tensor(self._rate())}
+        metrics |= {"ppl": mean.exp(), "lr": torch.tensor(self._rate())}
         if self.scaler.enabled:
             metrics["grad_scale"] = torch.tensor(scale)
         return Update(

@@ -9,37 +9,64 @@ from typing import Any
 
 from audiogen_fast.config import Config, parse_config
 from audiogen_fast.errors import InvalidInputError, check
+from audiogen_fast.models.checkpoint import CONFIG_FILE, read_json
+from audiogen_fast.training.codec.config import CodecConfig
 from audiogen_fast.training.config_lm import LMConfig
 
-_SOLVERS = ("audiogen", "musicgen")
+_SOLVERS = ("audiogen", "musicgen", "compression")
 _SCHEDULES = ("inverse_sqrt", "cosine", "linear_warmup", "polynomial_decay")
 
 
 def values_of_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The recipe that a checkpoint of a language model, or a YAML file, stands for."""
+    """The recipe that a checkpoint, or a YAML file, stands for.
+
+    A folder with a language model gives that one's recipe, one with a codec alone the codec's; an
+    EnCodec in the format of transformers gives its structure.
+    """
     path = Path(path)
     if path.suffix in (".yaml", ".yml"):
         try:
             return recipe_of(parse_config(path.read_text()))
         except OSError as error:
             raise InvalidInputError(f"cannot read the recipe {path}: {error}") from error
-    from audiogen_fast.models.loaders import load_lm_model_ckpt
+    from audiogen_fast.models import loaders
 
-    return recipe_of(parse_config(load_lm_model_ckpt(path)["xp.cfg"]))
+    config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else {}
+    if config.get("model_type") == "encodec":
+        from transformers import EncodecConfig
+
+        from audiogen_fast.models.hf_encodec import structure
+
+        return {"solver": "codec", **structure(EncodecConfig.from_pretrained(path))}
+    lm_files = (path / "state_dict.bin", path / "checkpoint.th")
+    if path.is_file() or "lm" in config or any(file.is_file() for file in lm_files):
+        package = loaders.load_lm_model_ckpt(path)
+    else:
+        package = loaders.load_compression_model_ckpt(path)
+    check("xp.cfg" in package, f"recipe {path} names a codec that is kept elsewhere")
+    is_codec = any(name.startswith("quantizer.") for name in package["best_state"])
+    return recipe_of(parse_config(package["xp.cfg"]), is_codec)
 
 
-def recipe_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a recipe; what has no counterpart here is named in a warning."""
+def recipe_of(cfg: Mapping[str, Any], is_codec: bool = False) -> dict[str, Any]:
+    """The values of a recipe; what has no counterpart here is named in a warning.
+
+    Args:
+        is_codec: the configuration came with a codec, whatever its `solver`.
+    """
     solver = cfg.get("solver")
     check(
         solver in (*_SOLVERS, None),
         f"solver of an xp.cfg must be one of {_SOLVERS} to be a recipe, got {solver!r}",
     )
+    codec = is_codec or solver == "compression"
     given = Config({k: v for k, v in cfg.items() if k not in ("solver", "parallel", "lora")})
-    values, ignored = _known(LMConfig, given, "")
-    values["solver"] = "lm"
+    values, ignored = _known(CodecConfig if codec else LMConfig, given, "")
+    values["solver"] = "codec" if codec else "lm"
     _rename(given, values)
-    told = sorted(set(ignored) - _TAKEN)
+    if codec:
+        _rename_codec(values, of_original=solver is not None)
+    told = sorted(set(ignored) - _TAKEN - (_OF_CODEC if codec else set()))
     if told:
         warnings.warn(f"keys without a counterpart are ignored: {', '.join(told)}", stacklevel=2)
     return values
@@ -53,6 +80,22 @@ _TAKEN = frozenset(
     "mp_start_method efficient_attention_backend dora slurm conditioners.args encodec seanet rvq "
     "optim.eager_sync transformer_lm.cross_attention".split()
 )
+_OF_CODEC = frozenset(
+    "compression_model seanet.channels encodec.autoencoder encodec.quantizer encodec.sample_rate "
+    "encodec.channels encodec.causal".split()
+)
+
+
+def _rename_codec(values: dict[str, Any], of_original: bool) -> None:
+    values["parallel"] = {}  # a codec's has one dtype
+    values.pop("compression_model_checkpoint", None)
+    rvq = values.get("rvq") or {}
+    if of_original and rvq.get("threshold_ema_dead_code"):
+        warnings.warn(
+            "rvq.threshold_ema_dead_code is 0: the original replaces no entry, whatever it says",
+            stacklevel=3,
+        )
+        rvq["threshold_ema_dead_code"] = 0.0
 
 
 def _rename(cfg: Mapping[str, Any], values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ _MAX_MESSAGE = 600
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process by default) and return its exit status."""
-    args = build_parser().parse_args(argv)
+    args = _parse(argv)
     try:
         if args.command == "train":
             from audiogen_fast.cli.train import train
@@ -39,6 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: error: {_one_line(error, whole=args.debug)}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInputError) else 1
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "train":
+        # A command among others cannot have its options in the midst of its arguments: argparse
+        # leaves over what follows them.
+        while rest and not rest[0].startswith("-"):
+            args.changes.append(rest.pop(0))
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

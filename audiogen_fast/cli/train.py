@@ -24,10 +24,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
         from audiogen_fast.training.codec.export import export_codec
 
         check(not args.adapter, "--adapter is for a run of a language model with lora.rank")
-        step = lm.choose_step(args.run, step)
-        average = args.weights == "ema"
-        path = export_codec(args.run, args.destination, args.format, step, average)
-        done = lm.Exported(path.parent, step, args.weights)
+        done = export_codec(args.run, args.destination, args.format, step, args.weights)
     elif args.adapter:
         done = lm.export_adapter(args.run, args.destination, step, args.weights)
     else:

@@ -30,7 +30,10 @@ MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 @contextlib.contextmanager
 def processors_of(capability: int) -> Iterator[None]:
     """Let launchers choose as they would on a GPU of that capability, wherever they run."""
-    with mock.patch.object(_launch, "multiprocessors", lambda device: MULTIPROCESSORS[capability]):
+    with (
+        mock.patch.object(_launch, "multiprocessors", lambda device: MULTIPROCESSORS[capability]),
+        mock.patch.object(_launch, "shared_memory", lambda device: SHARED_MEMORY[capability]),
+    ):
         yield
 
 

@@ -1,12 +1,17 @@
 """An EnCodec in the format of transformers, such as `facebook/encodec_32khz`."""
 
 import math
+import re
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.quantization import QuantizedResult
+
+_CONVOLUTION = re.compile(r"(.+)\.(conv|norm)\.(.+)")
 
 
 class HFEncodecCompressionModel(CompressionModel):
@@ -67,3 +72,63 @@ class HFEncodecCompressionModel(CompressionModel):
             f"n must be one of {self.possible_num_codebooks}, got {n}",
         )
         self._num_codebooks = n
+
+
+def structure(config: Any) -> dict[str, Any]:
+    """What an `EncodecConfig` of transformers says, in the sections of the original's `xp.cfg`."""
+    return {
+        "sample_rate": config.sampling_rate,
+        "channels": config.audio_channels,
+        "encodec": {"renormalize": config.normalize},
+        "seanet": {
+            "dimension": config.hidden_size,
+            "n_filters": config.num_filters,
+            "n_residual_layers": config.num_residual_layers,
+            "ratios": list(config.upsampling_ratios),
+            "norm": config.norm_type,
+            "kernel_size": config.kernel_size,
+            "last_kernel_size": config.last_kernel_size,
+            "residual_kernel_size": config.residual_kernel_size,
+            "dilation_base": config.dilation_growth_rate,
+            "causal": config.use_causal_conv,
+            "pad_mode": config.pad_mode,
+            "true_skip": not config.use_conv_shortcut,
+            "compress": config.compress,
+            "lstm": config.num_lstm_layers,
+            "decoder": {"trim_right_ratio": config.trim_right_ratio},
+        },
+        "rvq": {"n_q": config.num_quantizers, "bins": config.codebook_size},
+    }
+
+
+def state_of(codec: HFEncodecCompressionModel, n_q: int) -> dict[str, Tensor]:
+    """The tensors under the names that they have in `EncodecModel`.
+
+    Args:
+        n_q: so many codebooks, the first ones.
+    """
+    transposed = {
+        name
+        for name, module in codec.model.named_modules()
+        if isinstance(module, nn.ConvTranspose1d)
+    }
+    state = {}
+    for name, tensor in codec.model.state_dict().items():
+        part, _, rest = name.partition(".layers.")
+        if part == "quantizer":
+            number, _, rest = rest.partition(".codebook.")
+            if int(number) < n_q:
+                state[f"quantizer.vq.layers.{number}._codebook.{rest}"] = tensor
+            continue
+        found = _CONVOLUTION.fullmatch(rest)
+        if found is not None:
+            owner, inner, leaf = found.groups()
+            kind = "convtr" if f"{part}.layers.{owner}.conv" in transposed else "conv"
+            rest = f"{owner}.{kind}.{kind if inner == 'conv' else inner}.{leaf}"
+        state[f"{part}.model.{rest}"] = tensor
+    for number in range(n_q):
+        book = f"quantizer.vq.layers.{number}._codebook."
+        if not state[book + "cluster_size"].any():  # kept for use alone: the averages are missing
+            state[book + "cluster_size"] = torch.ones_like(state[book + "cluster_size"])
+            state[book + "embed_avg"] = state[book + "embed"].clone()
+    return state

@@ -4,20 +4,15 @@ The residual stream and the norms stay in float32; matrix products run in the dt
 held in. On a GPU that is what the original does with autocast, written out.
 """
 
-import functools
-import re
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
-from audiogen_fast.ops import autograd, reference
+from audiogen_fast.ops import autograd, native_training, reference
 from audiogen_fast.ops.dispatch import fast_paths_enabled
 
 
-@functools.cache
 def _swaps_few_rows() -> bool:
     """Whether this processor multiplies few rows by a large matrix faster the other way round.
 
@@ -25,11 +20,7 @@ def _swaps_few_rows() -> bool:
     `x @ weight.T` for 2 to 4 rows. On Intel's own processors the plain form is near the memory's
     speed already.
     """
-    try:
-        vendor = re.search(r"vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        return False
-    return vendor is not None and vendor[1] == "AuthenticAMD" and torch.backends.mkl.is_available()
+    return native_training.is_amd()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -47,6 +38,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     ):
         out = (weight @ x.reshape(rows, -1).t()).t().contiguous()
         return (out if bias is None else out + bias).reshape(*x.shape[:-1], -1)
+    if bias is None and torch.is_grad_enabled() and autograd.multiplies(x, weight):
+        return autograd.linear(x, weight)
     return F.linear(x, weight, bias)
 
 

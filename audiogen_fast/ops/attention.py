@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiogen_fast._attention import choose_attention, load_flash_attn
+from audiogen_fast.ops import autograd
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -23,7 +24,8 @@ def scaled_dot_product_attention(
     """`softmax(q k^T / sqrt(d)) v` as torch's function of that name defines it.
 
     `audiogen-fast env` shows the choice of `choose_attention` for causal attention in half
-    precision, without a mask, on a GPU; everything else takes torch's function.
+    precision, without a mask, on a GPU. Training on a CPU takes `autograd.causal_attention`, and
+    everything else torch's function.
 
     Args:
         q: `[B, H, T, d]`; k, v: `[B, Hk, S, d]`.
@@ -37,6 +39,8 @@ def scaled_dot_product_attention(
         fits = q.dtype in _HALF and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
         if plain and fits and not torch.is_grad_enabled():
             return flash_attention(load_flash_attn()[0], q, k, v)
+    if is_causal and mask is None and dropout == 0.0 and _trains_on_cpu(q, k, v):
+        return autograd.causal_attention(q, k, v)
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -46,6 +50,12 @@ def scaled_dot_product_attention(
         is_causal=is_causal,
         enable_gqa=enable_gqa,
     )
+
+
+def _trains_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    same = q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype
+    return wanted and same and q.device.type == "cpu" and q.dtype != torch.float64
 
 
 def flash_attention(function: Callable, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

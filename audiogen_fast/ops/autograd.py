@@ -84,6 +84,52 @@ def add_layer_norm(
     return library.add_layer_norm(x, residual, weight, bias, eps, out_dtype)[:2]
 
 
+def multiplies(x: Tensor, weight: Tensor) -> bool:
+    """Whether `linear` is faster than torch's: float32 on a CPU, without autocast."""
+    plain = x.dtype == weight.dtype == torch.float32 and weight.ndim == 2
+    return (
+        plain
+        and weight.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and fast_paths_enabled()
+    )
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T`; see `reference.linear`.
+
+    Args:
+        x: `[..., D]`; weight: `[N, D]` of the same dtype.
+    Returns:
+        `[..., N]`.
+    Raises:
+        InvalidInputError: shapes that do not fit.
+    """
+    _check(weight.ndim == 2 and weight.shape[1] == x.shape[-1], "weight", "[N, D]", weight)
+    if not multiplies(x, weight):
+        return reference.linear(x, weight)
+    return library.linear(x, weight)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of each step to itself and the past; see `reference.causal_attention`.
+
+    Args:
+        q, k, v: `[B, H, T, d]`.
+    Returns:
+        `[B, H, T, d]` in the dtype of `q`.
+    Raises:
+        InvalidInputError: shapes that do not fit.
+    """
+    _check(q.ndim == 4, "q", "[B, H, T, d]", q)
+    for name, tensor in (("k", k), ("v", v)):
+        _check(tensor.shape == q.shape, name, "of the shape of q", tensor)
+    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    if q.device.type != "cpu" or q.dtype == torch.float64 or not fast_paths_enabled():
+        return reference.causal_attention(q, k, v)
+    return library.causal_attention(q, k, v)[0]
+
+
 def mlp(x: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
     """Feed-forward block without biases; see `reference.mlp`.
 

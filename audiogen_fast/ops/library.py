@@ -1,7 +1,8 @@
 """The training ops as operators of torch, `torch.ops.audiogen_fast.*`: kernels, shapes, gradients.
 
-Every operator has a CPU kernel (`audiogen_fast.ops.cpu`), a CUDA kernel (`audiogen_fast.ops.cuda`),
-a shape function for tracing, and its gradient where it has one; the gradients are operators too.
+Every operator has a CPU kernel (`audiogen_fast.ops.cpu`), a CUDA kernel (`audiogen_fast.ops.cuda`)
+where torch's own is not what is used there, a shape function for tracing, and its gradient where it
+has one; the gradients are operators too.
 Call them through `audiogen_fast.ops.autograd`, which checks arguments and knows when to take the
 plain definition.
 """
@@ -20,13 +21,20 @@ def _define(name: str, shapes: Callable[..., Any]) -> Any:
     operator = torch.library.custom_op(
         f"audiogen_fast::{name}", getattr(cpu, name), mutates_args=(), device_types="cpu"
     )
-    operator.register_kernel("cuda")(getattr(cuda, name))
+    if hasattr(cuda, name):
+        operator.register_kernel("cuda")(getattr(cuda, name))
     operator.register_fake(shapes)
     return operator
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+def _heads_last(x):
+    """Like `[B, H, T, d]`, laid out as `[B, T, H, d]`."""
+    B, H, T, d = x.shape
+    return x.new_empty(B, T, H, d).transpose(1, 2)
 
 
 def _embedding_shape(codes, tables, deterministic):
@@ -89,6 +97,54 @@ add_layer_norm_backward = _define("add_layer_norm_backward", _norm_backward_shap
 add_layer_norm.register_autograd(_norm_gradient, setup_context=_norm_context)
 
 
+def _linear_shape(x, weight):
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _linear_backward_shape(grad, x, weight, wants_x, wants_weight):
+    return (
+        x.new_empty(x.shape if wants_x else 0),
+        weight.new_empty(weight.shape if wants_weight else 0),
+    )
+
+
+def _linear_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_gradient(ctx, grad):
+    wanted = ctx.needs_input_grad
+    grads = linear_backward(grad, *ctx.saved_tensors, *wanted)
+    return tuple(g if w else None for g, w in zip(grads, wanted, strict=True))
+
+
+linear = _define("linear", _linear_shape)
+linear_backward = _define("linear_backward", _linear_backward_shape)
+linear.register_autograd(_linear_gradient, setup_context=_linear_context)
+
+
+def _causal_shape(q, k, v):
+    return _heads_last(q), q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
+
+
+def _causal_backward_shape(grad, q, k, v, out, log_sum):
+    return _heads_last(q), _heads_last(k), _heads_last(v)
+
+
+def _causal_context(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _causal_gradient(ctx, grad, _log_sum):
+    return causal_attention_backward(grad, *ctx.saved_tensors)
+
+
+causal_attention = _define("causal_attention", _causal_shape)
+causal_attention_backward = _define("causal_attention_backward", _causal_backward_shape)
+causal_attention.register_autograd(_causal_gradient, setup_context=_causal_context)
+
+
 def _mlp_shape(x, weight1, weight2):
     rows = x.numel() // x.shape[-1]
     return (
@@ -114,12 +170,6 @@ def _mlp_gradient(ctx, grad, _hidden):
 mlp = _define("mlp", _mlp_shape)
 mlp_backward = _define("mlp_backward", _mlp_backward_shape)
 mlp.register_autograd(_mlp_gradient, setup_context=_mlp_context)
-
-
-def _heads_last(x):
-    """Like `[B, H, T, d]`, laid out as `[B, T, H, d]`."""
-    B, H, T, d = x.shape
-    return x.new_empty(B, T, H, d).transpose(1, 2)
 
 
 def _attention_shape(q, k, v, lengths, n_pad):

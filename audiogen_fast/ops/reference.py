@@ -87,6 +87,16 @@ def add_layer_norm(
     return (normed if out_dtype is None else normed.to(out_dtype)), total
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` for `[..., D]` and `[N, D]`."""
+    return torch.nn.functional.linear(x, weight)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`softmax(q k^T / sqrt(d)) v` over the steps up to the query's own, all `[B, H, T, d]`."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
 def mlp(x: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
     """Feed-forward block without biases: `gelu(x @ weight1.T) @ weight2.T`, GELU exact by erf.
 

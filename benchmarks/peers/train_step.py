@@ -1,11 +1,12 @@
-"""One training step of audiocraft's language model on request (run in the peer environment).
+"""Training steps of audiocraft's language model on request (run in the peer environment).
 
     train_step.py ARGUMENTS      (a JSON object: shape, batch, frames, text, threads, device,
-    clock, seed)
+    clock, seed, folder)
 
-It writes the weights it starts from and the batch to `start.pt` in the folder of the arguments,
-prints the loss of the first step as a JSON line, and then, for each line `{"n": N}` on its input,
-makes N steps and prints `{"seconds": [...]}`.
+It writes the weights it starts from and the batch to `start.pt` in the folder of the arguments and
+prints a JSON line. For each line `{"n": N, "dtype": NAME, "restart": BOOL}` on its input it makes N
+steps, in float32 or under autocast to that dtype, from those weights again with `restart`, and
+prints `{"seconds": [...], "loss": LOSS}`, the loss being that of the first of them.
 """
 
 import json
@@ -60,24 +61,31 @@ def main() -> None:
     torch.save(start, Path(arguments["folder"]) / "start.pt")
     conditions = {"description": (vectors, torch.ones(batch, text, device=device))}
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    weights = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
 
-    def step() -> float:
-        output = lm.compute_predictions(codes, [], conditions)
-        loss = cross_entropy(output.logits, codes, output.mask)
+    def step(dtype: torch.dtype) -> float:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            output = lm.compute_predictions(codes, [], conditions)
+            # The original's solver leaves autocast for the loss.
+            with torch.autocast(device, enabled=False):
+                loss = cross_entropy(output.logits.float(), codes, output.mask)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
 
-    print(json.dumps({"loss": step(), "torch": torch.__version__}), flush=True)
+    print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:
-        seconds = []
-        for _ in range(json.loads(line)["n"]):
+        request = json.loads(line)
+        if request["restart"]:
+            lm.load_state_dict(weights)
+        seconds, losses = [], []
+        for _ in range(request["n"]):
             began = clock()
-            step()
+            losses.append(step(getattr(torch, request["dtype"])))
             seconds.append(clock() - began)
-        print(json.dumps({"seconds": seconds}), flush=True)
+        print(json.dumps({"seconds": seconds, "loss": losses[0]}), flush=True)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ CpuFeatures cpu_features() noexcept {
     f.avx512f = zmm && bit(seven.ebx, 16);
     f.avx512bw = zmm && bit(seven.ebx, 30);
     f.avx512vl = zmm && bit(seven.ebx, 31);
+    f.avx512dq = zmm && bit(seven.ebx, 17);
     f.avx512_vnni = zmm && bit(seven.ecx, 11);
     f.avx512_bf16 = zmm && bit(seven_one.eax, 5);
     f.amx_tile = tiles && bit(seven.edx, 24);

@@ -8,6 +8,9 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
+OPTIONS = {"enable_fp_fusion": True}
+"""What every kernel is compiled with: `x * y + z` rounds once, whatever Triton's default is."""
+
 
 def require(condition: bool, message: str) -> None:
     """Raise `ValueError(message)` unless the condition holds."""
@@ -72,3 +75,12 @@ def multiprocessors(device: torch.device) -> int:
     if not torch.cuda.is_available():
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.lru_cache(maxsize=16)
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may use on a CUDA device; where there is none to
+    ask, those of an H100."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 232448
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -1,7 +1,14 @@
 """The parts that both forms of `norm_linear` share: inputs of a row, and what ends a product."""
 
+import torch
 import triton
 import triton.language as tl
+
+TRITON_DTYPES = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
 
 # Lengths that change between calls must not compile another variant.
 VARYING = ("M", "SLOTS", "CAPACITY", "cache_stride_r", "cache_stride_h", "cache_stride_c")
@@ -28,7 +35,10 @@ def finish(
     HAS_BIAS: tl.constexpr,
     EPILOGUE: tl.constexpr,
 ):
-    """Add the bias, then store, store gelu, add to the output, or split into q, keys, values."""
+    """Add the bias, then store, store gelu, add to the output, or split into q, keys, values.
+
+    Gives back what was stored, in float32.
+    """
     if HAS_BIAS:
         y += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     row = row.to(tl.int64)  # int64 before it meets a stride
@@ -36,13 +46,14 @@ def finish(
         width: tl.constexpr = N // 3
         tl.store(out_ptr + row * width + n, y.to(out_ptr.dtype.element_ty), mask=mask & (n < width))
         position = tl.load(positions_ptr + row, mask=row < M, other=-1)
-        mask = mask & (n < tl.where((position >= 0) & (position < CAPACITY), N, 0))
+        # Within a row 32 bits are enough, and wide blocks have no registers for more.
         inner = n % width
-        place = row * cache_stride_r + (inner // HEAD_DIM).to(tl.int64) * cache_stride_h
-        place += position.to(tl.int64) * cache_stride_c + inner % HEAD_DIM
+        start = row * cache_stride_r + position.to(tl.int64) * cache_stride_c
+        place = inner // HEAD_DIM * cache_stride_h + inner % HEAD_DIM
+        mask = mask & (n < tl.where((position >= 0) & (position < CAPACITY), N, 0))
         kept = y.to(key_ptr.dtype.element_ty)
-        tl.store(key_ptr + place, kept, mask=mask & (n >= width) & (n < 2 * width))
-        tl.store(value_ptr + place, kept, mask=mask & (n >= 2 * width))
+        tl.store(key_ptr + start + place, kept, mask=mask & (n >= width) & (n < 2 * width))
+        tl.store(value_ptr + start + place, kept, mask=mask & (n >= 2 * width))
     else:
         if EPILOGUE == "gelu":
             y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
@@ -50,6 +61,7 @@ def finish(
         if EPILOGUE == "add":
             y += tl.load(target, mask=mask, other=0.0)
         tl.store(target, y.to(out_ptr.dtype.element_ty), mask=mask)
+    return y
 
 
 @triton.jit
@@ -82,3 +94,42 @@ def gained(x, mean, rstd, cols, mask, norm_weight_ptr, norm_bias_ptr):
     weight = tl.load(norm_weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
     bias = tl.load(norm_bias_ptr + cols, mask=mask, other=0.0).to(tl.float32)
     return (x - mean) * rstd * weight + bias
+
+
+@triton.jit
+def inputs(
+    x_ptr,
+    rows,
+    mask_m,
+    M,
+    cols,
+    end,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    mean,
+    rstd,
+    mean_2,
+    rstd_2,
+    guidance,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    MIX: tl.constexpr,
+):
+    """a[rows, cols] in float32: the rows, their norms, or the mix of two norms."""
+    inside_k = cols < end
+    inside = mask_m[:, None] & inside_k[None, :]
+    pointers = x_ptr + rows.to(tl.int64)[:, None] * K + cols[None, :]
+    a = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        a = gained(
+            a, mean[:, None], rstd[:, None], cols[None, :], inside_k[None, :], norm_weight_ptr,
+            norm_bias_ptr,
+        )  # fmt: skip
+    if MIX:
+        u = tl.load(pointers + M.to(tl.int64) * K, mask=inside, other=0.0).to(tl.float32)
+        u = gained(
+            u, mean_2[:, None], rstd_2[:, None], cols[None, :], inside_k[None, :], norm_weight_ptr,
+            norm_bias_ptr,
+        )  # fmt: skip
+        a = u + (a - u) * guidance[:, None]
+    return a

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from audiogen_fast.kernels._launch import OPTIONS
+
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_WIDTH = 16384  # a row is held in registers
 
@@ -150,6 +152,7 @@ def add_layer_norm(
             HAS_BIAS=bias is not None,
             BLOCK_N=block,
             num_warps=_warps(block),
+            **OPTIONS,
         )
     return out, total, mean, rstd
 
@@ -199,6 +202,7 @@ def add_layer_norm_backward(
                 grad_sum.stride(0),
                 BLOCK_N=block,
                 num_warps=_warps(block),
+                **OPTIONS,
             )
     return grad, partial_weight.sum(dim=0), partial_bias.sum(dim=0)
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from audiogen_fast.kernels._launch import require, require_cached_attention, require_tensor
+from audiogen_fast.kernels._launch import OPTIONS, require, require_cached_attention, require_tensor
 
 CHUNK = 128  # positions of a program: 16 KB of keys and as much of values at 64 halves a position
 
@@ -193,5 +193,6 @@ def attention_decode(
             CHUNK=CHUNK,
             HAS_ACTIVE=active is not None,
             num_warps=4,
+            **OPTIONS,
         )
     return out

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from audiogen_fast.kernels._launch import OPTIONS
+
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_BLOCK = 4096
 _CHUNK_BYTES = 1 << 25  # of logits: large enough for a good product, small beside the activations
@@ -144,6 +146,7 @@ def codebook_cross_entropy(
                 WRITE_GRADIENT=wanted,
                 BLOCK=block,
                 num_warps=4 if block <= 1024 else 8,
+                **OPTIONS,
             )
         if wanted:
             grad_rows[first : first + chunk_rows] = torch.mm(logits, weight)

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from audiogen_fast.kernels._launch import OPTIONS
+
 _CODE_DTYPES = (torch.int64, torch.int32)
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -180,6 +182,7 @@ def codebook_embedding(
             BLOCK_D=block,
             # 16 bytes of a row for each thread.
             num_warps=4 if tables.element_size() == 4 else 2,
+            **OPTIONS,
         )
     return out
 
@@ -229,12 +232,14 @@ def codebook_embedding_backward(
                 *(grad, order, starts, out, flat.shape[1], rows, dim),
                 BLOCK_TOKENS=8,
                 BLOCK_D=block,
+                **OPTIONS,
             )
         elif grad.numel() > 0:
             codebook_embedding_backward_kernel[(batch * steps, blocks)](
                 *(grad, codes, out, steps, rows, dim, *codes.stride()),
                 K=n_codebooks,
                 BLOCK_D=block,
+                **OPTIONS,
             )
     return out
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from audiogen_fast.kernels._launch import require, require_cached_attention, require_tensor
+from audiogen_fast.kernels._launch import OPTIONS, require, require_cached_attention, require_tensor
 
 _BLOCK = 64  # text slots per turn; most descriptions need one
 
@@ -137,5 +137,6 @@ def cross_attention_decode(
             BLOCKS=triton.cdiv(text, block),
             HAS_ACTIVE=active is not None,
             num_warps=4,
+            **OPTIONS,
         )
     return out

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from audiogen_fast.kernels._launch import OPTIONS
+
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _INT_DTYPES = (torch.int64, torch.int32)
 
@@ -301,6 +303,7 @@ def cross_attention(
                 *k.stride()[:3],
                 *v.stride()[:3],
                 **blocks,
+                **OPTIONS,
             )
     return out.transpose(1, 2), stats
 
@@ -336,6 +339,7 @@ def cross_attention_backward(
                 *(grad, out, q, k, v, lengths, stats, delta, dq, scale, H, T, L),
                 *strides,
                 **blocks,
+                **OPTIONS,
             )
         if dk.numel() > 0:
             cross_attention_backward_kv_kernel[(triton.cdiv(L, blocks["BLOCK_L"]), B * H)](
@@ -344,6 +348,7 @@ def cross_attention_backward(
                 **blocks,
                 # Two sums of float32 tiles spill registers with the usual four.
                 num_warps=8 if q.dtype == torch.float32 else 4,
+                **OPTIONS,
             )
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 

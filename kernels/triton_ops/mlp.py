@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from audiogen_fast.kernels._launch import OPTIONS
+
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BLOCK = 1024
 
@@ -63,7 +65,9 @@ def gelu(u: Tensor) -> Tensor:
     out = torch.empty_like(u)
     if u.numel() > 0:
         with torch.cuda.device_of(u):  # triton launches on the current device
-            gelu_kernel[(triton.cdiv(u.numel(), _BLOCK),)](u, out, u.numel(), BLOCK=_BLOCK)
+            gelu_kernel[(triton.cdiv(u.numel(), _BLOCK),)](
+                u, out, u.numel(), BLOCK=_BLOCK, **OPTIONS
+            )
     return out
 
 
@@ -76,7 +80,7 @@ def gelu_backward_(grad: Tensor, u: Tensor) -> Tensor:
     if u.numel() > 0:
         with torch.cuda.device_of(u):
             gelu_backward_kernel[(triton.cdiv(u.numel(), _BLOCK),)](
-                grad, u, out, u.numel(), BLOCK=_BLOCK
+                grad, u, out, u.numel(), BLOCK=_BLOCK, **OPTIONS
             )
     return out
 

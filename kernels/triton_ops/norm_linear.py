@@ -7,8 +7,9 @@ and then one of: store y, or gelu(y) = y (1 + erf(y / sqrt 2)) / 2; add y to the
 stream; or split y into q | k | v, store q, and put k and v into the caches at the row's position.
 
 Up to 4 rows are multiplied on the ordinary cores by `gemv_kernel` (norm_linear_gemv.py), more on
-the matrix cores by `rows_kernel` (norm_linear_rows.py). With a split, programs sum parts of K into
-a workspace and the last to arrive adds them in order, so the result does not depend on timing.
+the matrix cores: up to 8 by `rows_kernel` (norm_linear_rows.py), then by `tiles_kernel`
+(norm_linear_tiles.py); norm_linear_config.py decides. With a split, programs sum parts of K into a
+workspace and the last to arrive adds them in order, so the result does not depend on timing.
 """
 
 from dataclasses import dataclass
@@ -17,25 +18,17 @@ import torch
 import triton
 from torch import Tensor
 
-from audiogen_fast.kernels import _launch, norm_linear_gemv, norm_linear_rows
+from audiogen_fast.kernels import norm_linear_gemv, norm_linear_rows, norm_linear_tiles
 from audiogen_fast.kernels._launch import FLOATS, require, require_tensor
+from audiogen_fast.kernels.norm_linear_config import (
+    Config,
+    default_config,
+    takes_tiles,
+    workspace_sizes,
+)
+from audiogen_fast.kernels.row_statistics import PART, row_statistics, statistics_shape
 
-GEMV_ROWS = 4
 _BOOLEANS = (torch.bool,)
-_LONGEST_SLICE = 2048  # columns of a row that a gemv program holds in registers
-
-
-@dataclass(frozen=True)
-class Config:
-    """How a product is cut into programs. `split` parts of K; `block_k` only for `rows`."""
-
-    kind: str
-    block_m: int
-    block_n: int
-    block_k: int
-    split: int
-    num_warps: int
-    num_stages: int = 3
 
 
 @dataclass
@@ -57,59 +50,6 @@ class Workspace:
     counters: Tensor
 
 
-def choose_config(rows: int, n: int, k: int, bits: int, group: int, processors: int) -> Config:
-    """The fixed configuration of a shape.
-
-    Programs are made small enough that every multiprocessor has at least two, and K is split where
-    the outputs are too few for that, because what counts is how many bytes are in flight.
-
-    Args:
-        rows, n, k: sizes of the product.
-        bits: of a weight, 32, 16, 8 or 4.
-        group: columns that share an int4 scale; slices of K are whole groups.
-        processors: multiprocessors of the device. A single one is the interpreter, where what
-            counts is the number of programs.
-    """
-    if rows <= GEMV_ROWS:
-        step = {8: 16, 4: group}.get(bits, 16)
-        split = -(-k // _LONGEST_SLICE)
-        split = triton.cdiv(k, triton.cdiv(triton.cdiv(k, split), step) * step)
-        # More rows of weights than 8, or 4 of float32, would need more registers than there are.
-        block_n = 128 if processors == 1 else 4 if bits == 32 else 8
-        while block_n > 2 and triton.cdiv(n, block_n) * split < 2 * processors:
-            block_n //= 2
-        # With so few bytes for each program, more threads hold them without spilling (sm_80).
-        num_warps = 8 if bits == 8 and block_n <= 4 else 4
-        return Config("gemv", triton.next_power_of_2(max(rows, 1)), block_n, 0, split, num_warps)
-    # At most 32 rows and 4 blocks ahead: what fits the 99 KB of shared memory of the smallest.
-    block_m = 16 if rows <= 16 else 32
-    # 64 rows of quantised weights would be multiplied by wgmma, for which Triton reads them in the
-    # layout of its registers, 8 bytes at a time.
-    block_n = 128 if processors == 1 else 64 if n >= 4096 and bits >= 16 else 32
-    block_k = group if bits == 4 else 32 if bits == 32 else 64
-    programs = triton.cdiv(n, block_n) * triton.cdiv(rows, block_m)
-    split = 1
-    while split < 8 and programs * split < 2 * processors and k // (2 * split) >= 2 * block_k:
-        split *= 2
-    split = triton.cdiv(k, triton.cdiv(triton.cdiv(k, split), block_k) * block_k)
-    return Config("rows", block_m, block_n, block_k, split, 4, 4 if block_m == 16 else 3)
-
-
-def default_config(
-    rows: int, n: int, k: int, bits: int, group: int, device: torch.device
-) -> Config:
-    """`choose_config` for a device."""
-    return choose_config(rows, n, k, bits, group, _launch.multiprocessors(device))
-
-
-def workspace_sizes(config: Config, rows: int, n: int) -> tuple[int, int]:
-    """Elements of `Workspace.partial` and `.counters` that a product needs; 0 without a split."""
-    if config.split == 1:
-        return 0, 0
-    m_tiles = 1 if config.kind == "gemv" else triton.cdiv(rows, config.block_m)
-    return config.split * rows * n, triton.cdiv(n, config.block_n) * m_tiles
-
-
 def norm_linear(
     x: Tensor,
     weight: Tensor,
@@ -124,6 +64,8 @@ def norm_linear(
     residual: bool = False,
     append: KVAppend | None = None,
     active: Tensor | None = None,
+    statistics: Tensor | None = None,
+    out_statistics: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
     workspace: Workspace | None = None,
     config: Config | None = None,
@@ -142,6 +84,10 @@ def norm_linear(
             `guidance[r % slots]`; needs `norm`.
         gelu, residual, append: what is done with the product; at most one of them.
         active: bool `[slots]`; row r is written only if `active[r % slots]`.
+        statistics: float32 `[2, ceil(K / 64), R']`, R' the rows of x or more: what `row_statistics`
+            makes of x. Only the tiled form reads them; if None, it makes them by a launch more.
+        out_statistics: the same of `out`, `[2, ceil(N / 64), R']`, for the next product: written
+            where `residual` writes, by the tiled form only.
         compute_dtype: what quantised weights and their inputs are multiplied in with more than 4
             rows, float32, float16 or bfloat16 (default). Fewer rows use float32 throughout, and
             float weights their own dtype. Sums are float32 always.
@@ -156,19 +102,30 @@ def norm_linear(
     _check_rest(x, out, rows, n, k, bias, norm, guidance, gelu, residual, append, active)
     if rows == 0:
         return out
+    dtype = weight.dtype if bits >= 16 else compute_dtype or torch.bfloat16
     if config is None:
-        config = default_config(rows, n, k, bits, group, x.device)
+        inputs = x.element_size() * (1 if guidance is None else 2)
+        tiled = takes_tiles(rows, dtype)
+        config = default_config(rows, n, k, bits, group, x.device, inputs, tiled)
     workspace = _check_workspace(workspace, config, rows, n, x.device)
+    more = {}
+    if config.kind == "tiles":
+        more["statistics"] = _statistics(
+            x, n, norm is not None, residual, statistics, out_statistics, config
+        )
+    require(
+        out_statistics is None or config.kind == "tiles",
+        f"out_statistics are written by the tiled form only, this is {config.kind!r}",
+    )
     slots = max(_length(guidance), _length(active), 1)
     # Pointers that the chosen form never reads get x or out as a stand-in.
     keys, values, positions = (
         (append.keys, append.values, append.positions) if append else (out, out, out)
     )
     cache_strides = keys.stride()[:3] if append else (0, 0, 0)
-    module = norm_linear_gemv if config.kind == "gemv" else norm_linear_rows
-    dtype = weight.dtype if bits >= 16 else compute_dtype or torch.bfloat16
+    forms = {"gemv": norm_linear_gemv, "rows": norm_linear_rows, "tiles": norm_linear_tiles}
     with torch.cuda.device_of(x):  # triton launches on the current device
-        module.launch(
+        forms[config.kind].launch(
             config,
             pointers=(
                 x,
@@ -200,8 +157,39 @@ def norm_linear(
                 "EPILOGUE": "gelu" if gelu else "add" if residual else "kv" if append else "store",
             },
             compute_dtype=dtype,
+            **more,
         )
     return out
+
+
+def _statistics(
+    x: Tensor,
+    n: int,
+    normed: bool,
+    residual: bool,
+    before: Tensor | None,
+    after: Tensor | None,
+    config: Config,
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the tiled form reads and writes: checked, and the first made where it is missing."""
+    rows, k = x.shape
+    if not normed:
+        before = None
+    elif before is None:
+        before = x.new_empty(statistics_shape(rows, k), dtype=torch.float32)
+        row_statistics(x, before)
+    for name, tensor, columns in (("statistics", before, k), ("out_statistics", after, n)):
+        if tensor is not None:
+            require(tensor.ndim == 3, f"{name} must be [2, parts, R], got {tuple(tensor.shape)}")
+            shape = (*statistics_shape(rows, columns)[:2], tensor.shape[2])
+            require_tensor(name, tensor, shape, (torch.float32,), x.device)
+            require(tensor.shape[2] >= rows, f"{name} must have {rows} rows, got {tensor.shape[2]}")
+    require(after is None or residual, "out_statistics needs residual")
+    require(
+        after is None or config.block_n % PART == 0,
+        f"out_statistics needs blocks of a multiple of {PART}, got {config.block_n}",
+    )
+    return before, after
 
 
 def _length(tensor: Tensor | None) -> int:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from audiogen_fast.kernels import _norm_linear_parts as parts
+from audiogen_fast.kernels._launch import OPTIONS
 from audiogen_fast.kernels._norm_linear_parts import add_parts, finish, gained, statistics
 
 
@@ -211,4 +212,5 @@ def launch(
         num_warps=config.num_warps,
         # Otherwise the assembler spills a few registers to fit one more program on a processor.
         maxnreg=255,
+        **OPTIONS,
     )

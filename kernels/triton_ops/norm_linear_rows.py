@@ -1,4 +1,4 @@
-"""`norm_linear` for more than 4 rows: the matrix cores, with the weights as the tall operand.
+"""`norm_linear` for 5 to 8 rows, or float32: matrix cores, the weights as the tall operand.
 
 Rows are padded to 16 or 32 and become the short side of the product, so that a program has few
 rows of weights and many programs share a matrix. Weights are staged in shared memory several
@@ -14,13 +14,8 @@ import triton.language as tl
 
 from audiogen_fast.kernels import _launch
 from audiogen_fast.kernels import _norm_linear_parts as parts
-from audiogen_fast.kernels._norm_linear_parts import add_parts, finish, gained
-
-_TRITON_DTYPES = {
-    torch.float32: tl.float32,
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-}
+from audiogen_fast.kernels._launch import OPTIONS
+from audiogen_fast.kernels._norm_linear_parts import add_parts, finish, inputs
 
 
 @triton.jit
@@ -45,45 +40,6 @@ def _rows_statistics(x_ptr, rows, mask_m, eps, K: tl.constexpr, BLOCK: tl.conste
     shift = tl.sum(total, 1) / K
     variance = tl.maximum(tl.sum(squares, 1) / K - shift * shift, 0.0)
     return first + shift, 1.0 / tl.sqrt(variance + eps)
-
-
-@triton.jit
-def _block(
-    x_ptr,
-    rows,
-    mask_m,
-    M,
-    cols,
-    end,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    mean,
-    rstd,
-    mean_2,
-    rstd_2,
-    guidance,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
-    MIX: tl.constexpr,
-):
-    """a[rows, cols] in float32: the rows, their norms, or the mix of two norms."""
-    inside_k = cols < end
-    inside = mask_m[:, None] & inside_k[None, :]
-    pointers = x_ptr + rows.to(tl.int64)[:, None] * K + cols[None, :]
-    a = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-    if NORM:
-        a = gained(
-            a, mean[:, None], rstd[:, None], cols[None, :], inside_k[None, :], norm_weight_ptr,
-            norm_bias_ptr,
-        )  # fmt: skip
-    if MIX:
-        u = tl.load(pointers + M.to(tl.int64) * K, mask=inside, other=0.0).to(tl.float32)
-        u = gained(
-            u, mean_2[:, None], rstd_2[:, None], cols[None, :], inside_k[None, :], norm_weight_ptr,
-            norm_bias_ptr,
-        )  # fmt: skip
-        a = u + (a - u) * guidance[:, None]
-    return a
 
 
 @triton.jit(do_not_specialize=parts.VARYING)
@@ -155,11 +111,11 @@ def rows_kernel(
             )
             scale = tl.load(scale_ptr + place, mask=present, other=0.0).to(tl.float32)
             cols = k + tl.arange(0, HALF)
-            low = _block(
+            low = inputs(
                 x_ptr, rows, mask_m, M, cols, end, norm_weight_ptr, norm_bias_ptr, mean, rstd,
                 mean_2, rstd_2, guidance, K, NORM, MIX,
             )  # fmt: skip
-            high = _block(
+            high = inputs(
                 x_ptr, rows, mask_m, M, cols + HALF, end, norm_weight_ptr, norm_bias_ptr, mean,
                 rstd, mean_2, rstd_2, guidance, K, NORM, MIX,
             )  # fmt: skip
@@ -177,7 +133,7 @@ def rows_kernel(
                 mask=inside_n[:, None] & (cols < end)[None, :],
                 other=0,
             )
-            a = _block(
+            a = inputs(
                 x_ptr, rows, mask_m, M, cols, end, norm_weight_ptr, norm_bias_ptr, mean, rstd,
                 mean_2, rstd_2, guidance, K, NORM, MIX,
             )  # fmt: skip
@@ -234,7 +190,8 @@ def launch(
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=block_k,
-        COMPUTE=_TRITON_DTYPES[compute_dtype],
+        COMPUTE=parts.TRITON_DTYPES[compute_dtype],
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **OPTIONS,
     )

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from audiogen_fast.kernels._launch import OPTIONS
+
 _CODE_DTYPES = (torch.int64, torch.int32)
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BLOCK_T, _BLOCK_D = 32, 64
@@ -100,6 +102,7 @@ def rvq_decode(codes: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
             K=n_codebooks,
             BLOCK_T=_BLOCK_T,
             BLOCK_D=_BLOCK_D,
+            **OPTIONS,
         )
     return out
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from audiogen_fast.kernels._launch import require, require_tensor
+from audiogen_fast.kernels._launch import OPTIONS, require, require_tensor
 
 UNKNOWN = -1  # a code that has not been generated yet
 
@@ -283,4 +283,5 @@ def sample_codebooks(logits: Tensor, slots: Slots, sampled: bool = True) -> None
             SAMPLED=sampled,
             BLOCK=max(triton.next_power_of_2(card), 16),
             num_warps=8 if card > 1024 else 4,
+            **OPTIONS,
         )

@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from audiogen_fast.kernels._launch import FLOATS, require, require_tensor
+from audiogen_fast.kernels._launch import FLOATS, OPTIONS, require, require_tensor
+from audiogen_fast.kernels.row_statistics import PART, statistics_shape, store_statistics
 
-_VARYING = ("SLOTS", "CARD", "STEPS", "COUNT", "sequence_stride_b", "sequence_stride_k")
+_VARYING = ("ROWS", "SLOTS", "CARD", "STEPS", "COUNT", "sequence_stride_b", "sequence_stride_k")
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -25,6 +26,8 @@ def step_embedding_kernel(
     tables_ptr,  # [K, CARD + 1, D]
     position_table_ptr,  # [COUNT, D]
     out_ptr,  # [R, D]
+    statistics_ptr,  # [2, parts of D, R]
+    ROWS,
     SLOTS,
     CARD,
     STEPS,
@@ -33,6 +36,7 @@ def step_embedding_kernel(
     sequence_stride_k,
     D: tl.constexpr,
     K: tl.constexpr,
+    STATISTICS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A row's columns; nothing for an inactive slot."""
@@ -60,6 +64,12 @@ def step_embedding_kernel(
             position_table_ptr + position * D + cols, mask=cols < width, other=float("nan")
         )
         tl.store(out_ptr + row * D + cols, total, mask=cols < D)
+        if STATISTICS:
+            rows = tl.program_id(0) + tl.arange(0, 1)
+            store_statistics(
+                total[None, :], tl.program_id(1) * BLOCK, rows, rows < ROWS, statistics_ptr, ROWS,
+                D, 1, BLOCK,
+            )  # fmt: skip
 
 
 def step_embedding(
@@ -70,6 +80,7 @@ def step_embedding(
     tables: Tensor,
     position_table: Tensor,
     out: Tensor,
+    statistics: Tensor | None = None,
 ) -> Tensor:
     """Embed the codes before `step` of every active slot, for all of its rows.
 
@@ -82,6 +93,8 @@ def step_embedding(
         position_table: float32 `[P, D]`, contiguous. A code or position outside its table makes
             the row NaN.
         out: float32 `[R, D]`, contiguous, written in place.
+        statistics: float32 `[2, ceil(D / 64), R]`, contiguous: what `row_statistics` would make of
+            `out`, written for the same rows.
     Returns:
         `out`.
     Raises:
@@ -104,9 +117,14 @@ def step_embedding(
     count = position_table.shape[0]
     require_tensor("position_table", position_table, (count, dim), (torch.float32,), device)
     require_tensor("out", out, (rows, dim), (torch.float32,), device)
+    if statistics is not None:
+        shape = statistics_shape(rows, dim)
+        require_tensor("statistics", statistics, shape, (torch.float32,), device)
     if out.numel() == 0:
         return out
     block = min(triton.next_power_of_2(dim), 512)
+    if statistics is not None:
+        block = max(block, PART)
     with torch.cuda.device_of(tables):  # triton launches on the current device
         step_embedding_kernel[(rows, triton.cdiv(dim, block))](
             sequence,
@@ -116,6 +134,8 @@ def step_embedding(
             tables,
             position_table,
             out,
+            out if statistics is None else statistics,
+            rows,
             batch,
             rows_of_table - 1,
             steps,
@@ -123,8 +143,10 @@ def step_embedding(
             *sequence.stride()[:2],
             D=dim,
             K=n_codebooks,
+            STATISTICS=statistics is not None,
             BLOCK=block,
             # 16 bytes of a row for each thread.
             num_warps=4 if tables.element_size() == 4 else 2,
+            **OPTIONS,
         )
     return out

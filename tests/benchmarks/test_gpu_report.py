@@ -144,6 +144,22 @@ def test_kernel_tests_are_counted(gpu, tmp_path):
     assert statuses["test_crash.py"] not in (0, 1) and "1 failed" in result["error"]
 
 
+def test_tests_that_need_a_gpu_are_found(gpu):
+    """Those of the kernels, of what training calls, and of the engine; and nothing twice."""
+    items = gpu("kernel_tests").items(gpu("section").Options(device="cuda"))
+    names = [
+        str(Path(name).resolve().relative_to(ROOT)) for item in items for name in item.split(",")
+    ]
+    assert len(names) == len(set(names))
+    expected = {
+        "tests/kernels/launch/test_norm_linear.py",
+        "tests/ops/test_autograd.py",
+        "tests/ops/test_rvq_decode.py",
+        "tests/generation/cuda_graph/test_cuda.py",
+    }
+    assert expected <= set(names)
+
+
 def test_targets(gpu):
     document = gpu("document")
     content = {"device": "cuda", "size": "medium", "time": "now", "sections": {}}

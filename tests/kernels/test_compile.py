@@ -41,6 +41,23 @@ OTHER_STEPS = {
 }
 
 
+PRODUCTS = ("gemv_kernel", "rows_kernel", "tiles_kernel")
+# Kernel of training or the codec -> arrays that it reads 16 bytes at a time, at least.
+WIDE = {
+    "codebook_embedding_backward_kernel": 1,
+    "codebook_embedding_sorted_backward_kernel": 1,
+    "add_layer_norm_kernel": 4,
+    "add_layer_norm_backward_kernel": 4,
+    "gelu_kernel": 1,
+    "gelu_backward_kernel": 2,
+    "cross_attention_kernel": 3,
+    "cross_attention_backward_q_kernel": 5,
+    "cross_attention_backward_kv_kernel": 4,
+    "cross_entropy_kernel": 1,
+    "rvq_decode_kernel": 1,
+}
+
+
 def launches_of(name, capability):
     """The launches of a case or of a decode step."""
     if name in CASES:
@@ -50,8 +67,8 @@ def launches_of(name, capability):
 
 
 @pytest.fixture(scope="module")
-def complaints(request):
-    """(name, capability) -> what is wrong with the launches; all compiled at once."""
+def examined(request):
+    """(name, capability) -> its launches, compiled and read; all of them at once."""
     with pytest.MonkeyPatch.context() as patch:
         # Kept between runs: Triton finds what it compiled from the same source.
         patch.setenv("TRITON_CACHE_DIR", str(request.config.cache.mkdir("triton")))
@@ -65,31 +82,66 @@ def complaints(request):
         )
         launches = {place: launches_of(*place) for place in wanted}
         jobs = [(launch, place[1]) for place, group in launches.items() for launch in group]
-        examined = iter(examine(jobs))
-    found = {}
-    for place, group in launches.items():
-        assert group, f"{place} launched nothing"
-        lines = [
-            f"{launch.name} {line}" for launch in group for line in next(examined).complaints()
-        ]
-        if place[0].startswith("golden"):
-            # Rows of 128 numbers are not enough for 16 bytes a thread.
-            lines = [line for line in lines if " reads " not in line]
-        found[place] = sorted(set(lines))
-    return found
+        found = iter(examine(jobs))
+    return {place: [next(found) for _ in group] for place, group in launches.items()}
+
+
+def complaints(examined, name):
+    """What is wrong with the launches of a case or a step."""
+    assert examined, f"{name} launched nothing"
+    lines = [f"{one.launch.name} {line}" for one in examined for line in one.complaints()]
+    if name.startswith("golden"):
+        # Rows of 128 numbers are not enough for 16 bytes a thread.
+        lines = [line for line in lines if " reads " not in line]
+    return sorted(set(lines))
+
+
+def products_without_matrix_instructions(examined):
+    """Kernels that multiply on the matrix cores, and were compiled to something else."""
+    forms = ("rows_kernel", "tiles_kernel", "cross_attention_kernel")
+    return {
+        one.launch.name
+        for one in examined
+        if one.launch.name in forms
+        and one.launch.pointers.get("weight_ptr", one.launch.pointers.get("q_ptr")).dtype
+        != "float32"
+        and not one.code.matrix
+    }
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", [*QUICK, *STEPS])
-def test_compiles(name, capability, complaints):
-    assert complaints[name, capability] == []
+def test_compiles(name, capability, examined):
+    launches = examined[name, capability]
+    assert complaints(launches, name) == []
+    assert products_without_matrix_instructions(launches) == set()
+    for one in launches:
+        assert one.code.threads >= 32 and one.code.registers >= 16
+        wide = sum(widths.get(16, 0) for widths in one.code.loads.values())
+        assert wide >= WIDE.get(one.launch.name, 0), one.launch.name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", [*SLOW, *OTHER_STEPS])
-def test_compiles_too(name, capability, complaints):
-    assert complaints[name, capability] == []
+def test_compiles_too(name, capability, examined):
+    assert complaints(examined[name, capability], name) == []
+    assert products_without_matrix_instructions(examined[name, capability]) == set()
+
+
+def test_every_training_kernel_is_among_the_quick_cases():
+    seen = {launch.name for name in QUICK for launch in record_case(CASES[name], CAPABILITIES[0])}
+    assert set(WIDE) <= seen
+
+
+@pytest.mark.parametrize(
+    ("capability", "instruction"),
+    [(80, "mma.sync"), (90, "wgmma.mma_async"), (100, "tcgen05.mma"), (120, "mma.sync")],
+)
+@pytest.mark.parametrize("name", [f"norm_linear[{r} bfloat16, 128 rows]" for r in ("ff1", "out")])
+def test_large_products_use_the_newest_matrix_instruction(name, capability, instruction, examined):
+    (one,) = examined[name, capability]
+    assert one.launch.name == "tiles_kernel" and set(one.code.matrix) == {instruction}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +152,7 @@ def test_a_step_launches_and_reads_no_more_than_it_must(descriptions, weights, g
     """8 launches a layer and 3 more, and each weight once: 1598 million of the released size."""
     launches = record_step(MEDIUM, descriptions, weights)
     assert len(launches) == 8 * 48 + 3
-    products = [one.pointers for one in launches if one.name in ("gemv_kernel", "rows_kernel")]
+    products = [one.pointers for one in launches if one.name in PRODUCTS]
     assert len(products) == 6 * 48 + 1
     total = sum(pointers["weight_ptr"].nbytes for pointers in products)
     if weights in ("int8", "int4"):

@@ -53,7 +53,14 @@ def test_steps(finished):
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged"):
+    # The rule of codecs too (`tests/training/codec/test_export.py`).
+    with pytest.warns(UserWarning, match="step-00000010 is damaged .*SHA-256.*; step-00000005 is"):
+        assert load_run(finished.folder)[2] == 5
+    with pytest.raises(CheckpointError, match="step-00000010 is damaged"):
+        load_run(finished.folder, 10)
+    assert finished.checkpoints.steps() == [5, 10]  # reading moves nothing
+    (finished.checkpoints.path(5) / "manifest.json").unlink()
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="every one"):
         load_run(finished.folder)
     with pytest.raises(InvalidInputError, match="folder of a training run"):
         load_run(finished.folder / "checkpoints")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from audiogen_fast.cli import main
 from audiogen_fast.errors import InvalidInputError
 from audiogen_fast.training import train
 from audiogen_fast.training.fields import descriptions, to_toml
@@ -133,6 +134,27 @@ def test_print_config(capsys):
     printed = capsys.readouterr().out
     assert tomllib.loads(printed)["optim"]["lr"] == 0.5
     assert "# Learning rate, before the schedule.\nlr = 0.5" in printed
+
+
+COMMANDS = [
+    "debug --dry-run --world-size 3 dataset.batch_size=6 optim.epochs=7",
+    "debug dataset.batch_size=6 --world-size 3 optim.epochs=7 --dry-run",
+    "--world-size 3 debug dataset.batch_size=6 --dry-run optim.epochs=7",
+    "--dry-run --world-size=3 debug dataset.batch_size=6 optim.epochs=7",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("program", ["audiogen-fast", "torchrun"])
+def test_options_stand_anywhere(program, command, capsys):
+    run = main if program == "audiogen-fast" else train.main
+    arguments = ["train"] * (program == "audiogen-fast") + command.split()
+    assert run(arguments) == 0
+    facts = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert {name.strip(): value.strip() for name, value in facts.items()}["updates"] == "700"
+    with pytest.raises(SystemExit) as end:
+        run([*arguments, "--bogus", "seed=1"])
+    assert end.value.code == 2 and "unrecognized arguments: --bogus" in capsys.readouterr().err
 
 
 def test_reading_recipes_stays_light():

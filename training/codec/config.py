@@ -1,7 +1,7 @@
 """Configuration of the codec's training; the sections are those of the original's `xp.cfg`."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from audiogen_fast.config import Config
 from audiogen_fast.errors import check
@@ -85,7 +85,7 @@ class RVQConfig:
     """The first batch makes the codebooks."""
     kmeans_iters: int = 50
     """Iterations of that."""
-    threshold_ema_dead_code: float = 2.0
+    threshold_ema_dead_code: float = 0.2
     """Entries used less often than this, per batch, are replaced; 0: never."""
     orthogonal_reg_weight: float = 0.0
     """Weight of the orthogonal regularisation."""
@@ -287,6 +287,8 @@ class CodecDatasetConfig(DatasetConfig):
 class CodecConfig(TrainConfig):
     """Training of an EnCodec."""
 
+    best_metric: ClassVar[str] = "mel_distance"
+
     weight_init: Literal["torch", "keep_variance"] = "torch"
     """Initial weights: those of torch as in the original, or ones that keep the strength of a
     signal from layer to layer, with which the first minutes learn much more."""
@@ -356,6 +358,10 @@ class CodecConfig(TrainConfig):
         check(
             self.parallel.dtype == "float32",
             f"parallel.dtype must be float32 for a codec, got {self.parallel.dtype}",
+        )
+        check(
+            not self.parallel.compile,
+            "parallel.compile must be false for a codec, got true: its layers are not compiled",
         )
         check(
             self.evaluate.every > 0, f"evaluate.every must be positive, got {self.evaluate.every}"

@@ -10,17 +10,15 @@ from torch import Tensor
 
 from audiogen_fast import __version__
 from audiogen_fast.config import Config, to_yaml
-from audiogen_fast.errors import CheckpointError, check
+from audiogen_fast.errors import check
 from audiogen_fast.files import write_atomically, written_beside
 from audiogen_fast.models.builders import get_compression_model
 from audiogen_fast.models.checkpoint import CONFIG_FILE, FORMAT, FORMAT_VERSION, OWN_FILES
-from audiogen_fast.training.checkpoint import Checkpoints, read_state, read_tensors
+from audiogen_fast.training.checkpoint import read_tensors
 from audiogen_fast.training.codec.config import CodecConfig
-from audiogen_fast.training.parallel import Ranks
-from audiogen_fast.training.recipe import load_recipe
+from audiogen_fast.training.runs import Chosen, Exported, choose, run_config
 
 FORMATS = ("audiogen_fast", "audiocraft")
-_RUN_CONFIG = "config.toml"
 _ORIGINAL_NAMES = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
@@ -30,56 +28,38 @@ _ORIGINAL_NAMES = {
 }
 
 
-def is_run(folder: str | Path) -> bool:
-    """Whether a folder is that of a training run."""
-    folder = Path(folder)
-    return (folder / _RUN_CONFIG).is_file() and (folder / "checkpoints").is_dir()
-
-
 def read_run(
-    folder: str | Path, step: int | None = None, average: bool = True
-) -> tuple[CodecConfig, dict[str, Tensor], int]:
+    folder: str | Path, step: int | str | None = None, weights: str = "ema"
+) -> tuple[CodecConfig, dict[str, Tensor], Chosen]:
     """Configuration and codec of a run.
 
     Args:
         folder: of the run.
-        step: of the checkpoint; None: the newest.
-        average: the moving average of the weights, if the run has one; else the last weights.
+        step, weights: see `runs.choose`.
     Returns:
-        The configuration, the tensors of the codec by name, and the step.
+        The configuration, the tensors of the codec by name, and where they are from.
     Raises:
         CheckpointError: no such checkpoint, or it is damaged.
         InvalidInputError: the run is not that of a codec.
     """
-    folder = Path(folder)
-    config = load_recipe(folder / _RUN_CONFIG)
+    config = run_config(folder)
     check(
         isinstance(config, CodecConfig),
-        f"folder must be a run of the codec solver, {folder} is of {config.solver!r}",
+        f"run must be one of the codec solver, {folder} is of {config.solver!r}",
     )
-    checkpoints = Checkpoints(folder / "checkpoints", Ranks())
-    if step is None:
-        step = checkpoints.latest()
-    if step is None or step not in checkpoints.steps():
-        raise CheckpointError(
-            f"{folder}: has the checkpoints of the steps {checkpoints.steps()}, asked for {step}"
-        )
-    path = checkpoints.path(step)
-    averaged = average and "ema_model" in read_state(path)["common"]
-    prefix = "ema_model." if averaged else "model."
-    model = get_compression_model(config.model_config())
-    state = model.state_dict()
-    read_tensors(path, {prefix + name: tensor for name, tensor in state.items()})
-    return config, state, step
+    chosen = choose(folder, config, step, weights)
+    state = get_compression_model(config.model_config()).state_dict()
+    read_tensors(chosen.path, {chosen.prefix + name: tensor for name, tensor in state.items()})
+    return config, state, chosen
 
 
 def export_codec(
     folder: str | Path,
     output: str | Path,
     format: str = "audiogen_fast",
-    step: int | None = None,
-    average: bool = True,
-) -> Path:
+    step: int | str | None = None,
+    weights: str = "ema",
+) -> Exported:
     """Write the codec of a run for use.
 
     `audiogen_fast` makes a folder with `compression_model.safetensors`, which
@@ -92,13 +72,12 @@ def export_codec(
         folder: of the run.
         output: folder to write to.
         format: one of `FORMATS`.
-        step, average: see `read_run`.
-    Returns:
-        The path of the file with the weights.
+        step, weights: see `runs.choose`.
     """
     check(format in FORMATS, f"format must be one of {FORMATS}, got {format!r}")
-    config, state, step = read_run(folder, step, average)
-    return write_codec(config.model_config(), state, output, format)
+    config, state, chosen = read_run(folder, step, weights)
+    path = write_codec(config.model_config(), state, output, format)
+    return Exported(path.parent, chosen.step, chosen.weights)
 
 
 def write_released(path: Path, state: Mapping[str, Tensor], cfg: Config) -> None:

@@ -2,43 +2,85 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
 from audiogen_fast.errors import InvalidInputError, check
+from audiogen_fast.models import hf_encodec
 from audiogen_fast.models.encodec import CompressionModel, EncodecModel
 from audiogen_fast.modules.conv import fold_weight_norm
-from audiogen_fast.training.codec.export import is_run, read_run
+from audiogen_fast.training.codec.config import CodecConfig
+from audiogen_fast.training.codec.export import read_run
+from audiogen_fast.training.runs import is_run
+
+# What makes a codec another one. The rest of `rvq` is how it learns; `seanet.norm` may be that of
+# weights that were multiplied out.
+_COMPARED = (
+    "sample_rate channels encodec.renormalize seanet.dimension seanet.n_filters "
+    "seanet.n_residual_layers seanet.ratios seanet.activation seanet.kernel_size "
+    "seanet.last_kernel_size seanet.residual_kernel_size seanet.dilation_base seanet.causal "
+    "seanet.pad_mode seanet.true_skip seanet.compress seanet.lstm "
+    "seanet.decoder.trim_right_ratio rvq.n_q rvq.bins"
+).split()
 
 
-def load_weights(model: EncodecModel, name: str) -> None:
+def load_weights(model: EncodecModel, name: str, config: CodecConfig) -> None:
     """Give a model that is to be trained the weights of a codec.
 
     Args:
         model: of the configuration.
         name: folder of a run of the codec solver, whose newest moving average is taken; or a
-            checkpoint that `CompressionModel.get_pretrained` knows.
+            checkpoint that `CompressionModel.get_pretrained` knows. Of one in the format of
+            transformers with more codebooks than the model the first ones are taken.
+        config: the model's.
     Raises:
         InvalidInputError: it is no EnCodec, or of another structure.
         CheckpointError: it cannot be read.
     """
     if is_run(name):
-        state, folded = read_run(name)[1], False
+        theirs, state = read_run(name)[:2]
+        cfg, folded = theirs.model_config(), False
     else:
         loaded = CompressionModel.get_pretrained(name)
-        check(
-            isinstance(loaded, EncodecModel),
-            f"continue_from must be an EnCodec of this package or of audiocraft, got {name}",
-        )
-        state, folded = loaded.state_dict(), True
+        if isinstance(loaded, hf_encodec.HFEncodecCompressionModel):
+            cfg, folded = hf_encodec.structure(loaded.model.config), False
+            cfg["rvq"]["n_q"] = min(cfg["rvq"]["n_q"], config.rvq.n_q)
+            state = hf_encodec.state_of(loaded, cfg["rvq"]["n_q"])
+        else:
+            check(
+                isinstance(loaded, EncodecModel),
+                f"continue_from must be an EnCodec, got {name}",
+            )
+            cfg, state, folded = getattr(loaded, "cfg", {}), loaded.state_dict(), True
+    _check_structure(config, cfg, name)
     try:
         _load_folded(model, state) if folded else model.load_state_dict(state)
     except RuntimeError as error:
         raise InvalidInputError(
             f"continue_from: {name} does not fit the configuration: {error}"
         ) from error
+
+
+def _check_structure(config: CodecConfig, cfg: Mapping[str, Any], name: str) -> None:
+    """Compare what the shapes of tensors do not tell too, such as `seanet.causal`."""
+    differing = []
+    for path in _COMPARED:
+        ours, theirs = _value(config.model_config(), path), _value(cfg, path)
+        if theirs not in (None, ours):
+            differing.append(f"{path} is {theirs} there and {ours} here")
+    check(
+        not differing,
+        f"continue_from: {name} does not fit the configuration: {', '.join(differing)}",
+    )
+
+
+def _value(cfg: Any, path: str) -> Any:
+    for key in path.split("."):
+        cfg = cfg.get(key) if isinstance(cfg, Mapping) else None
+    return cfg
 
 
 @torch.no_grad()

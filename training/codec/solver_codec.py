@@ -40,7 +40,6 @@ class CodecSolver(Solver):
     """Trains an EnCodec; see `Solver` and `CodecConfig`."""
 
     config: CodecConfig
-    best_metric = "mel_distance"
 
     def build(self) -> None:
         config, device = self.config, self.ranks.device
@@ -49,7 +48,7 @@ class CodecSolver(Solver):
         if config.weight_init == "keep_variance":
             keep_variance(self.model)
         if config.continue_from is not None:
-            load_weights(self.model, config.continue_from)
+            load_weights(self.model, config.continue_from, config)
         self.model.to(device)
         self.optimizer = make_optimizer(self.model.parameters(), config.optim)
         self.losses = make_losses(config).to(device)

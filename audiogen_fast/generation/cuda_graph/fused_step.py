@@ -9,6 +9,10 @@ Nothing is allocated after `FusedSteps` was made, and nothing waits for the devi
 graph can capture it. It does what `torch_step` does, in the same order; products round later (sums
 and the residual stream are float32), and guidance mixes the inputs of the heads instead of their
 outputs, which is the same but for rounding.
+
+With more than a few rows, whoever writes the residual stream (the embedding, and each product that
+adds to it) also leaves the statistics of the layer norm that comes next, so that no program of the
+next product has to read whole rows for them.
 """
 
 import os
@@ -49,18 +53,27 @@ class FusedSteps:
     def __init__(self, weights: StepWeights, state: DecodeState):
         # Not at the top: without a GPU, nothing else needs triton.
         from audiogen_fast.kernels import attention_decode, norm_linear, sample_codebooks
+        from audiogen_fast.kernels import norm_linear_config as configs
         from audiogen_fast.kernels.cross_attention_decode import cross_attention_decode
+        from audiogen_fast.kernels.row_statistics import statistics_shape
         from audiogen_fast.kernels.step_embedding import step_embedding
 
         self.weights, self.state = weights, state
         self._products, self._attention = norm_linear, attention_decode
         self._sampling, self._attend_to_text = sample_codebooks, cross_attention_decode
-        self._embed = step_embedding
+        self._embed, self._configs = step_embedding, configs
         size, rows, buffer = weights.size, state.shape.rows, state.buffer
         self.positions = weights.positions(state.shape.positions)
         self.branch = buffer("branch", (rows, size.dim), weights.dtype)
         self.attended = buffer("attended", (rows, size.dim), weights.dtype)
         self.hidden = buffer("hidden", (rows, size.hidden), weights.dtype)
+        # One form for all products of the step: what one leaves is what the next expects.
+        self.tiled = configs.takes_tiles(rows, weights.dtype)
+        self.statistics = (
+            buffer("statistics", statistics_shape(rows, size.dim), torch.float32)
+            if self.tiled
+            else None
+        )
         self.workspace = self._product_workspace()
         chunks = -(-state.shape.positions // attention_decode.CHUNK)
         self._parts = buffer("parts", (rows * size.heads * chunks * size.head_dim,), torch.float32)
@@ -84,24 +97,33 @@ class FusedSteps:
 
     def _product_workspace(self):
         """Scratch large enough for every product; they follow one another, so they share it."""
-        module, shape, layer = self._products, self.state.shape, self.weights.layers[0]
-        products = [(shape.rows, m) for m in (layer.qkv, layer.out, layer.ff1, layer.ff2)]
+        shape, layer, activation = self.state.shape, self.weights.layers[0], self.branch.dtype
+        mixed = 8 if self.state.guided else 4  # bytes of the rows that a column of the heads reads
+        products = [(shape.slots, self.weights.heads, mixed), (shape.rows, layer.qkv, 4)]
+        products += [(shape.rows, layer.ff1, 4)]
+        products += [(shape.rows, m, activation.itemsize) for m in (layer.out, layer.ff2)]
         if shape.text_rows:
-            products += [(shape.text_rows, m) for m in (layer.cross_q, layer.cross_out)]
+            products += [(shape.text_rows, layer.cross_q, 4)]
+            products += [(shape.text_rows, layer.cross_out, activation.itemsize)]
         partial = counters = 1
-        for rows, linear in [*products, (shape.slots, self.weights.heads)]:
-            weight = linear.weight
-            if isinstance(weight, QuantizedWeight):
-                sizes = weight.n, weight.k, int(weight.format[3:]), weight.group
-            else:
-                sizes = *weight.shape, 8 * weight.element_size(), 0
-            config = module.default_config(rows, *sizes, self.state.device)
-            needed = module.workspace_sizes(config, rows, sizes[0])
+        for rows, linear, inputs in products:
+            config = self._config(rows, linear, inputs)
+            needed = self._configs.workspace_sizes(config, rows, linear.shape[0])
             partial, counters = max(partial, needed[0]), max(counters, needed[1])
-        return module.Workspace(
+        return self._products.Workspace(
             self.state.buffer("product parts", (partial,), torch.float32),
             self.state.buffer("product counters", (counters,), torch.int32),
         )
+
+    def _config(self, rows: int, linear: Linear, inputs: int):
+        """How a product of this step is computed; `inputs`: bytes it reads for a column of a row"""
+        weight = linear.weight
+        if isinstance(weight, QuantizedWeight):
+            bits, group = int(weight.format[3:]), weight.group
+        else:
+            bits, group = 8 * weight.element_size(), 0
+        sizes = (*linear.shape, bits, group)
+        return self._configs.default_config(rows, *sizes, self.state.device, inputs, self.tiled)
 
     @torch.no_grad()
     def __call__(self, limit: int, count: int = 1, sampled: bool = True) -> None:
@@ -114,7 +136,7 @@ class FusedSteps:
         state, weights = self.state, self.weights
         self._embed(
             state.sequence, state.step, state.active, state.positions, weights.tables,
-            self.positions, state.x,
+            self.positions, state.x, self.statistics,
         )  # fmt: skip
         scratch = self._attention_workspace(limit)
         for index, layer in enumerate(weights.layers):
@@ -152,6 +174,8 @@ class FusedSteps:
         weight, scale = linear.weight, None
         if isinstance(weight, QuantizedWeight):
             weight, scale = weight.data, weight.scale
+        rows, mixed = out.shape[0], "guidance" in then and then["guidance"] is not None
+        inputs = x.element_size() * (2 if mixed else 1)
         self._products.norm_linear(
             x,
             weight,
@@ -162,7 +186,10 @@ class FusedSteps:
             eps=self.weights.size.eps,
             active=self.state.active,
             compute_dtype=self.weights.dtype,
+            statistics=None if norm is None else self.statistics,
+            out_statistics=self.statistics if then.get("residual") else None,
             workspace=self.workspace,
+            config=self._config(rows, linear, inputs),
             **then,
         )
 

@@ -34,6 +34,13 @@ class Linear:
     weight: Tensor | QuantizedWeight
     bias: Tensor | None = None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K), packed or not."""
+        if isinstance(self.weight, QuantizedWeight):
+            return self.weight.n, self.weight.k
+        return tuple(self.weight.shape)
+
 
 @dataclass
 class Norm:

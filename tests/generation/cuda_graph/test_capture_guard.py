@@ -118,8 +118,9 @@ def test_the_torch_step_can_be_captured(golden, format, guided, sampled):
     assert "mm" in guard.allocated or "addmm" in guard.allocated  # it did run
 
 
+@pytest.mark.parametrize("sounds", [3, 40])
 @pytest.mark.parametrize("format", [None, "int8", "int4"])
-def test_the_fused_step_allocates_nothing(golden, format, monkeypatch):
+def test_the_fused_step_allocates_nothing(golden, format, sounds, monkeypatch):
     """Everything but the kernels themselves, which are not launched, only counted."""
     triton = pytest.importorskip("triton")
     kernels = pytest.importorskip("audiogen_fast.kernels._launch")
@@ -129,8 +130,11 @@ def test_the_fused_step_allocates_nothing(golden, format, monkeypatch):
     )
     monkeypatch.setattr(kernels, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
+    if sounds == 40:  # as it is in half precision
+        config = pytest.importorskip("audiogen_fast.kernels.norm_linear_config")
+        monkeypatch.setattr(config, "takes_tiles", lambda rows, dtype: rows > 8)
     weights = step_weights(golden.lm, format)
-    shape = StateShape.bucketed(3, True, 7, 200)
+    shape = StateShape.bucketed(sounds, True, 7, 200)
     weights.positions(shape.positions)
     layers = len(weights.layers)
     with FakeTensorMode():
@@ -141,3 +145,4 @@ def test_the_fused_step_allocates_nothing(golden, format, monkeypatch):
             steps(128, 2, True)
             steps(256, 2, False)
     assert len(launches) == 4 * (8 * layers + 3)
+    assert ("tiles_kernel" in {kernel.__name__ for kernel in launches}) == (sounds == 40)

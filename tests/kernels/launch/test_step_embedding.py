@@ -51,6 +51,20 @@ def test_inactive_slots_are_left_alone():
     assert torch.equal(out[::2], expected(*arguments)[::2]) and out[1::2].isnan().all()
 
 
+@pytest.mark.parametrize("dim", [4, 130, 516])
+def test_statistics_are_those_of_the_rows_that_were_written(dim):
+    statistics = pytest.importorskip("audiogen_fast.kernels.row_statistics")
+    arguments = make(2, 3, 4, 9, dim, 4)
+    arguments[2][1] = False
+    out = torch.full((4, dim), float("nan"), device=DEVICE)
+    left = torch.full(statistics.statistics_shape(4, dim), float("nan"), device=DEVICE)
+    launch(*arguments, out, left)
+    assert torch.equal(out[::2], expected(*arguments)[::2])
+    right = statistics.row_statistics(out, torch.empty_like(left))
+    torch.testing.assert_close(left[..., ::2], right[..., ::2], rtol=1e-5, atol=1e-6)
+    assert out[1::2].isnan().all() and left[..., 1::2].isnan().all()
+
+
 @pytest.mark.parametrize("wrong", ["code", "unknown", "step", "position"])
 def test_what_lies_outside_a_table_shows(wrong):
     arguments = make(2, 3, 4, 9, 16, 2)

@@ -1,10 +1,14 @@
 """Trained codecs as files for use, and as the start of another training."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from audiogen_fast import AudioGen
+from audiogen_fast.cli import main
 from audiogen_fast.errors import CheckpointError, InvalidInputError
 from audiogen_fast.models.checkpoint import CONFIG_FILE
 from audiogen_fast.models.encodec import CompressionModel
@@ -29,6 +33,9 @@ def solver(tmp_path_factory, small_values):
     return solver
 
 
+RELEASED = "compression_state_dict.bin"
+
+
 def sound(solver, samples=3210):
     return 0.3 * torch.randn(2, 1, samples, generator=torch.Generator().manual_seed(0))
 
@@ -36,9 +43,9 @@ def sound(solver, samples=3210):
 @pytest.mark.parametrize("format", ["audiogen_fast", "audiocraft"])
 def test_the_exported_codec_is_the_average(solver, tmp_path, format):
     output = tmp_path / "exported"
-    path = export_codec(solver.folder, output, format)
-    assert path.parent == output
-    loaded = CompressionModel.get_pretrained(output if format == "audiogen_fast" else path)
+    done = export_codec(solver.folder, output, format)
+    assert (done.folder, done.step, done.weights) == (output, 10, "ema")
+    loaded = CompressionModel.get_pretrained(output)
     x = sound(solver)
     with torch.no_grad():
         codes, scale = loaded.encode(x)
@@ -50,7 +57,7 @@ def test_the_exported_codec_is_the_average(solver, tmp_path, format):
 
 def test_the_layout_of_the_original(solver, tmp_path, codec_checkpoint):
     """The names of the released file, its configuration as text, and nothing that runs code."""
-    path = export_codec(solver.folder, tmp_path / "out", "audiocraft")
+    path = export_codec(solver.folder, tmp_path / "out", "audiocraft").folder / RELEASED
     package = torch.load(path, weights_only=True)
     assert package["exported"] is True and isinstance(package["xp.cfg"], str)
     original = load_compression_model_ckpt(codec_checkpoint / "compression_state_dict.bin")
@@ -60,17 +67,43 @@ def test_the_layout_of_the_original(solver, tmp_path, codec_checkpoint):
 
 
 def test_last_weights_and_older_steps(solver, tmp_path):
-    _, average, step = read_run(solver.folder)
-    assert step == 10
-    _, last, _ = read_run(solver.folder, average=False)
-    _, older, step = read_run(solver.folder, step=8)
-    assert step == 8
+    _, average, chosen = read_run(solver.folder)
+    assert (chosen.step, chosen.weights) == (10, "ema")
+    _, last, chosen = read_run(solver.folder, weights="last")
+    assert (chosen.step, chosen.weights) == (10, "last")
+    _, older, chosen = read_run(solver.folder, step=8)
+    assert chosen.step == 8
     name = "encoder.model.0.conv.conv.bias"
     assert torch.equal(average[name], dict(solver.model.named_parameters())[name])
     assert torch.equal(last[name], solver.averages["model"].state[name])
     assert not torch.equal(older[name], average[name])
     with pytest.raises(CheckpointError, match="asked for 3"):
         read_run(solver.folder, step=3)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(solver, tmp_path, capsys):
+    """The rule of language models too (`tests/training/test_export.py`); the run stays as it is."""
+    run = shutil.copytree(solver.folder, tmp_path / "run")
+    metrics = json.loads((run / "checkpoints" / "step-00000008" / "state.json").read_text())
+    assert "mel_distance" in metrics["metrics"]  # of the epoch that ended with update 5
+    best = read_run(run, step="best")[2].step
+    assert best in (8, 10)
+    path = run / "checkpoints" / "step-00000010" / "__0_0.distcp"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    before = sorted(path.name for path in run.rglob("*"))
+    command = ["export", str(run), str(tmp_path / "out"), "--json"]
+    with pytest.warns(UserWarning, match="step-00000010 is damaged .*SHA-256.*; step-00000008 is"):
+        assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 8
+    assert sorted(path.name for path in run.rglob("*")) == before
+    with pytest.raises(CheckpointError, match="step-00000010 is damaged"):
+        read_run(run, step=10)
+    exported = CompressionModel.get_pretrained(tmp_path / "out").state_dict()
+    expected = read_run(run, step=8)[1]
+    name = "quantizer.vq.layers.0._codebook.embed"
+    assert torch.equal(exported[name], expected[name])
 
 
 def test_audiogen_with_the_codec(solver, tmp_path, codec_checkpoint):
@@ -100,8 +133,7 @@ def test_another_programs_folder_stays(solver, tmp_path):
 def test_going_on_from_a_codec(solver, small_recipe, make_solver, tmp_path, source):
     place = solver.folder
     if source != "run":
-        path = export_codec(solver.folder, tmp_path / "out", source)
-        place = path if source == "audiocraft" else path.parent
+        place = export_codec(solver.folder, tmp_path / "out", source).folder
     config = small_recipe("second", continue_from=place, rvq__n_q=4, rvq__bins=64)
     second = make_solver(config)
     second.model.eval()
@@ -132,3 +164,144 @@ def test_a_codec_that_does_not_fit(small_recipe, make_solver, codec_checkpoint, 
         make_solver(small_recipe(continue_from=path))
     with pytest.raises(CheckpointError, match="no_such_file"):
         make_solver(small_recipe(continue_from=tmp_path / "no_such_file.bin"))
+
+
+@pytest.mark.parametrize("format", ["audiogen_fast", "audiocraft"])
+def test_a_codec_as_recipe(solver, make_solver, tmp_path, format):
+    """What is exported, in either layout, is the recipe of a codec of its structure."""
+    place = export_codec(solver.folder, tmp_path / "out", format).folder
+    config = load_recipe(place, [f"continue_from={place}", "dataset.batch_size=1", *DATA])
+    assert (config.solver, config.seanet) == ("codec", solver.config.seanet)
+    assert config.rvq == solver.config.rvq
+    second, x = make_solver(config), sound(solver)
+    second.model.eval()
+    with torch.no_grad():
+        assert torch.equal(second.model.encode(x)[0], solver.model.encode(x)[0])
+
+
+DATA = ["dataset.train.source={recordings}", "adversarial.adversaries=[]", "dataset.num_workers=0"]
+
+
+def test_configuration_of_the_original_as_recipe(codec_checkpoint, tmp_path):
+    """`xp.cfg` of a codec's training there, as YAML and in a checkpoint."""
+    text = """
+solver: compression
+sample_rate: 24000
+channels: 2
+autocast: false
+compression_model: encodec
+encodec: {autoencoder: seanet, quantizer: rvq, sample_rate: 24000, channels: 2, causal: true,
+          renormalize: false}
+seanet: {dimension: 64, channels: 2, causal: true, n_filters: 16, ratios: [8, 5, 4, 2], lstm: 1,
+         decoder: {trim_right_ratio: 0.5, final_activation: null, final_activation_params: null}}
+rvq: {n_q: 8, q_dropout: true, bins: 1024, threshold_ema_dead_code: 2}
+losses: {adv: 4.0, feat: 4.0, l1: 0.1, l2: 0.0, mel: 0.0, mrstft: 0.0, msspec: 2.0, sisnr: 0.0}
+balancer: {balance_grads: true, ema_decay: 0.999, per_batch_item: true, total_norm: 1.0}
+adversarial: {every: 2, adversaries: [msstftd], adv_loss: hinge}
+msstftd: {filters: 8, n_ffts: [512], hop_lengths: [128], win_lengths: [512]}
+optim: {optimizer: adam, lr: 3e-4, epochs: 7, updates_per_epoch: 11, max_norm: 0.0}
+datasource: {train: egs/a}
+evaluate: {every: 5}
+"""
+    (tmp_path / "codec.yaml").write_text(text)
+    with pytest.warns(UserWarning, match="threshold_ema_dead_code is 0"):
+        config = load_recipe(tmp_path / "codec.yaml")
+    assert (config.solver, config.sample_rate, config.channels) == ("codec", 24000, 2)
+    assert config.seanet.causal and config.seanet.decoder.trim_right_ratio == 0.5
+    assert (config.rvq.n_q, config.rvq.bins, config.rvq.q_dropout) == (8, 1024, True)
+    assert config.rvq.threshold_ema_dead_code == 0
+    assert (config.adversarial.every, config.msstftd.n_ffts) == (2, [512])
+    assert (config.optim.optimizer, config.optim.epochs) == ("adam", 7)
+    assert config.dataset.train.source == "egs/a" and config.evaluate.every == 5
+    with pytest.warns(UserWarning) as warned:
+        config = load_recipe(codec_checkpoint / RELEASED)
+    assert "ignored" in str(warned[-1].message) and "transformer_lm" in str(warned[-1].message)
+    assert (config.solver, config.seanet.dimension, config.rvq.bins) == ("codec", 32, 64)
+
+
+HF = {
+    "plain": {"use_causal_conv": False},
+    "causal": {"trim_right_ratio": 0.5, "use_conv_shortcut": False},
+    "normed": {
+        "norm_type": "time_group_norm",
+        "use_causal_conv": False,
+        "normalize": True,
+        "num_residual_layers": 2,
+        "num_lstm_layers": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=HF)
+def transformers_codec(request, tmp_path_factory):
+    """A tiny random EnCodec of transformers, 4 codebooks, and its folder."""
+    from transformers import EncodecConfig, EncodecModel
+
+    tiny = {
+        "sampling_rate": 16000,
+        "target_bandwidths": [0.5, 1.0],
+        "upsampling_ratios": [8, 8, 10],
+        "num_filters": 2,
+        "hidden_size": 8,
+        "codebook_dim": 8,
+        "num_lstm_layers": 1,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = EncodecModel(EncodecConfig(**(tiny | HF[request.param]))).eval()
+        x = 0.3 * torch.randn(2, 1, 64000)
+        with torch.no_grad():  # codebooks that fit the latents, so that codes differ
+            latents = model.encoder(x).transpose(1, 2).flatten(0, 1)
+            for layer in model.quantizer.layers:
+                spread = latents.std(0) * torch.randn(1024, 8) + latents.mean(0)
+                layer.codebook.embed.copy_(spread)
+                latents = latents - layer.codebook.decode(layer.codebook.encode(latents))
+    folder = tmp_path_factory.mktemp("transformers")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.mark.parametrize("n_q", [4, 2])
+def test_going_on_from_a_codec_of_transformers(transformers_codec, make_solver, tmp_path, n_q):
+    """Its folder is recipe and start: the same codes and sounds, and it learns and is exported."""
+    theirs, folder = transformers_codec
+    changes = [f"continue_from={folder}", f"rvq.n_q={n_q}", f"folder={tmp_path / 'run'}", *DATA]
+    changes += ["dataset.batch_size=2", "dataset.segment_duration=0.5", "rvq.decay=0.5"]
+    changes += ["optim.epochs=1", "optim.updates_per_epoch=1", "logging.log_tensorboard=false"]
+    solver = make_solver(load_recipe(folder, changes))
+    x = sound(solver)
+    solver.model.eval()
+    with torch.no_grad():
+        codes, scale = solver.model.encode(x)
+        expected = theirs.encode(x, bandwidth=1.0)
+        assert torch.equal(codes, expected.audio_codes[0][:, :n_q]) and codes.unique().numel() > 8
+        wav = theirs.decode(codes[None], expected.audio_scales)[0]
+        assert_close(solver.model.decode(codes, scale), wav, rtol=1e-4, atol=1e-5)
+    embed = solver.model.quantizer.vq.layers[0]._codebook.embed.clone()
+    assert solver.run() == 0
+    moved = (solver.model.quantizer.vq.layers[0]._codebook.embed - embed).abs()
+    # Entries that were not chosen keep their place: the averages go on from theirs.
+    assert 0 < (moved.amax(1) > 1e-3).sum() < 1000
+    if n_q == 2:
+        # The average, of every tenth update, has none yet.
+        assert export_codec(solver.folder, tmp_path / "out").weights == "last"
+        loaded = CompressionModel.get_pretrained(tmp_path / "out")
+        solver.model.eval()
+        with torch.no_grad():
+            assert torch.equal(loaded.encode(x)[0], solver.model.encode(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seanet.causal=true", "seanet.causal is False there and True here"),
+        ("sample_rate=24000", "sample_rate is 16000 there and 24000 here"),
+        ("encodec.renormalize=true", "encodec.renormalize is False there and True here"),
+        ("seanet.pad_mode=reflect", "seanet.pad_mode is constant there and reflect here"),
+    ],
+)
+def test_what_shapes_do_not_tell_is_compared(solver, make_solver, change, message):
+    changes = [f"folder={solver.folder}-other", f"continue_from={solver.folder}", change, *DATA]
+    changes += ["seanet.n_filters=2", "seanet.dimension=8", "rvq.n_q=4", "rvq.bins=64"]
+    with pytest.raises(InvalidInputError, match=message):
+        make_solver(load_recipe("encodec_small", changes))

@@ -177,6 +177,8 @@ def test_the_average_is_what_is_validated(small_recipe, make_solver):
     [
         ({"parallel__mode": "fsdp"}, "parallel.mode"),
         ({"parallel__dtype": "bfloat16"}, "parallel.dtype"),
+        ({"parallel__dtype": "float16"}, "parallel.dtype must be float32"),
+        ({"parallel__compile": "true"}, "parallel.compile must be false for a codec, got true"),
         ({"optim__accumulate": 2}, "optim.accumulate"),
         ({"losses__l1": -1}, "losses.l1"),
         ({"adversarial__every": 0.5}, "adversarial.every"),
