@@ -7,6 +7,7 @@ DEVICE ?= $(shell if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi
 	then echo cuda; else echo cpu; fi)
 STAMP := $(VENV)/.installed-$(DEVICE)
 SOURCES := setup.py pyproject.toml CMakeLists.txt requirements/$(DEVICE).txt \
+	requirements/evaluation.txt \
 	$(shell find csrc -type f)
 
 .PHONY: venv test demo lint corpus wheel sanitize clean
@@ -20,6 +21,7 @@ $(BIN)/python:
 $(STAMP): $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements/$(DEVICE).txt
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/evaluation.txt
 	touch $@
 
 test: venv

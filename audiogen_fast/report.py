@@ -155,7 +155,17 @@ def write_page(
         for name, value in facts.items()
     )
     body.append(f'<h2>Machine and versions</h2>\n<table class="facts">\n{rows}\n</table>')
-    page = _PAGE.format(title=_escape(title), style=_STYLE, body="\n".join(body))
+    document(path, title, body)
+
+
+def document(path: Path, title: str, body: Sequence[str], style: str = "") -> None:
+    """Write a page of this look.
+
+    Args:
+        body: pieces of HTML.
+        style: further CSS.
+    """
+    page = _PAGE.format(title=_escape(title), style=_STYLE + style, body="\n".join(body))
     write_atomically(path, page.encode("utf-8"))
 
 

@@ -222,9 +222,34 @@ class GenerateConfig:
 
 
 @dataclass
+class EvaluateMetricsConfig:
+    fad: bool = False
+    """Frechet audio distance."""
+    kad: bool = False
+    """Kernel audio distance."""
+    kld: bool = False
+    """Divergence of the labels from those of the recordings."""
+    text_consistency: bool = False
+    """Cosine between sound and description."""
+
+
+@dataclass
 class EvaluateConfig:
     every: int | None = 25
     """Epochs between two times; none: never. The last epoch always evaluates."""
+    metrics: EvaluateMetricsConfig = field(default_factory=EvaluateMetricsConfig)
+    """Of sounds that are generated for the descriptions, as generate.lm says."""
+    num_samples: int = 64
+    """Recordings whose descriptions these take."""
+    encoder: str = "aisfx"
+    """Of sounds, for fad, kad and kld: aisfx, clap:FOLDER or passt."""
+    text_encoder: str | None = None
+    """For text_consistency: clap:FOLDER or contrastive:FILE; none: encoder if it knows texts, else
+    a small one that is trained on head_source."""
+    head_source: str | None = None
+    """Manifest of recordings that the model never sees, for that."""
+    head_where: dict[str, str] = field(default_factory=lambda: {"split": "metric"})
+    """Rows of it."""
 
 
 @dataclass
@@ -283,6 +308,8 @@ class LMConfig(TrainConfig):
             check(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
         unknown = sorted(set(self.attribute_dropout) - {"text"})
         check(not unknown, f"attribute_dropout knows the type text only, got {unknown}")
+        samples = self.evaluate.num_samples
+        check(samples > 0, f"evaluate.num_samples must be positive, got {samples}")
         for name, p in self.attribute_dropout.get("text", {}).items():
             check(0 <= p <= 1, f"attribute_dropout.text.{name} must lie in [0, 1], got {p}")
         check(self.lora.rank >= 0, f"lora.rank must not be negative, got {self.lora.rank}")

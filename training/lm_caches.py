@@ -3,9 +3,10 @@
 from audiogen_fast.errors import check
 from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.lm import LMModel
+from audiogen_fast.models.weights import fingerprint
 from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner, TextConditioner
 from audiogen_fast.training.data import Loader, TokenDataset
-from audiogen_fast.training.data.text_encoders import FrozenTextEncoder, fingerprint
+from audiogen_fast.training.data.text_encoders import FrozenTextEncoder
 
 
 def takes_encoded_text(conditioner: TextConditioner) -> bool:

@@ -49,16 +49,6 @@ class LMLoss(nn.Module):
         return self.lm.compute_loss(codes, [], conditions, valid, divisors)
 
 
-def valid_counts(lm: LMModel, codes: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Places of each codebook that count, int64 `[K]`, from the pattern alone."""
-    pattern = lm.pattern_provider.get_pattern(codes.shape[-1])
-    steps = len(pattern.valid_layout)
-    logits = torch.zeros(1, 1, lm.n_q, steps, device=codes.device)
-    *_, mask = pattern.revert_pattern_logits(logits, 0.0, keep_only_valid_steps=True)
-    mask = mask.expand(len(codes), -1, -1)
-    return (mask if valid is None else mask & valid[:, None]).sum(dim=(0, 2))
-
-
 def tokenize(
     provider: ConditioningProvider,
     samples: Sequence[ConditioningAttributes],

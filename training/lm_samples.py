@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,38 @@ def inference_copy(lm: LMModel, adapter_scale: float, device: torch.device) -> L
     return copy.eval().requires_grad_(False)
 
 
+def inference_model(
+    config: LMConfig, codec: CompressionModel, lm: LMModel, device: torch.device
+) -> AudioGen:
+    """A model that generates with the weights of one in training; see `inference_copy`."""
+    scale = config.lora.alpha / config.lora.rank if config.lora.rank else 0.0
+    copy = inference_copy(lm, scale, device)
+    return AudioGen("training", codec, copy, max_duration=config.dataset.segment_duration)
+
+
+def recordings(
+    loader: Loader, codec: CompressionModel, ranks: Ranks, count: int
+) -> Iterator[tuple[SoundInfo, Tensor]]:
+    """This process's part of the first `count` recordings of a loader, `[C, T]` each.
+
+    From the loader's start, wherever it stopped before; codes are decoded.
+    """
+    taken = 0
+    loader.close()
+    loader.epoch = loader.step = 0
+    for batch in loader:
+        kept = len(batch) - batch.repeated
+        wavs = batch.wav
+        if wavs is None:
+            wavs = codec.decode(batch.codes.to(ranks.device)).cpu()
+        for info, wav in zip(batch.infos[:kept], wavs, strict=False):
+            yield info, wav
+            taken += ranks.world_size
+            if taken >= count:
+                loader.close()
+                return
+
+
 class Samples:
     """The generation stage of a run.
 
@@ -82,15 +114,13 @@ class Samples:
             `rtf`: seconds of computing for a second of sound.
         """
         config, section = self.config, self.config.generate
-        scale = config.lora.alpha / config.lora.rank if config.lora.rank else 0.0
-        copy = inference_copy(lm, scale, self.ranks.device)
+        model = inference_model(config, self.codec, lm, self.ranks.device)
         segment = config.dataset.segment_duration
-        model = AudioGen("training", self.codec, copy, max_duration=segment)
         options = section.lm
         duration = options.gen_duration or segment
         model.set_generation_params(
             use_sampling=options.use_sampling,
-            top_k=min(options.top_k, copy.card),
+            top_k=min(options.top_k, model.lm.card),
             top_p=options.top_p,
             temperature=options.temp,
             duration=duration,
@@ -100,7 +130,8 @@ class Samples:
         folder = Path(config.folder) / section.path / f"epoch-{epoch:05d}"
         folder.mkdir(parents=True, exist_ok=True)
         records, seconds, computing = [], 0.0, 0.0
-        for number, (info, wav) in enumerate(islice(self._items(), section.num_samples)):
+        items = recordings(self.loader, self.codec, self.ranks, section.num_samples)
+        for number, (info, wav) in enumerate(items):
             # The loader deals items out, so item `number` here is this one of all.
             index = number * self.ranks.world_size + self.ranks.rank
             for kind, generate in self._kinds(model, info, wav, index, duration):
@@ -117,22 +148,6 @@ class Samples:
             self._page(folder, sorted(records, key=lambda r: r["index"]), epoch, tell)
         total = self.ranks.sum(torch.tensor([computing, seconds])).tolist()
         return {"rtf": total[0] / total[1]} if total[1] else {}
-
-    def _items(self):
-        taken = 0
-        self.loader.close()
-        self.loader.epoch = self.loader.step = 0  # from the start, wherever it stopped before
-        for batch in self.loader:
-            kept = len(batch) - batch.repeated
-            wavs = batch.wav
-            if wavs is None:
-                wavs = self.codec.decode(batch.codes.to(self.ranks.device)).cpu()
-            for info, wav in zip(batch.infos[:kept], wavs, strict=False):
-                yield info, wav
-                taken += self.ranks.world_size
-                if taken >= self.config.generate.num_samples:
-                    self.loader.close()
-                    return
 
     def _kinds(self, model: AudioGen, info: SoundInfo, wav: Tensor, index: int, duration: float):
         options = self.config.generate.lm

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from audiogen_fast.errors import check
+from audiogen_fast.evaluation.language import language_metrics
 from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner
 from audiogen_fast.training import cfg_dropout, lm_loss, lora, parallel
 from audiogen_fast.training.config_lm import LMConfig
@@ -33,6 +34,7 @@ class LMSolver(Solver):
     """Learns to predict codes from those before them and the description."""
 
     config: LMConfig
+    sound_metrics = None
 
     def build(self) -> None:
         config, ranks = self.config, self.ranks
@@ -89,6 +91,20 @@ class LMSolver(Solver):
         self.samples = None
         if generate is not None and self.codec is not None and self.config.generate.every:
             self.samples = Samples(self.config, self.codec, generate, self.ranks)
+        if any(vars(self.config.evaluate.metrics).values()) and self.config.evaluate.every:
+            self.sound_metrics = self._sound_metrics()
+
+    def _sound_metrics(self):
+        # What it needs is an extra, and takes time to import.
+        from audiogen_fast.training.lm_sounds import SoundMetrics
+
+        needed = {
+            "dataset.evaluate.source": self.evaluate_loader,
+            "compression_model_checkpoint": self.codec,
+        }
+        for name, value in needed.items():
+            check(value is not None, f"evaluate.metrics need {name}, got none")
+        return SoundMetrics(self.config, self.codec, self.evaluate_loader, self.ranks)
 
     def update(self, batch: Batch) -> Update:
         codes, valid = self.codes_of(batch)
@@ -96,7 +112,7 @@ class LMSolver(Solver):
         n_parts = self.config.optim.accumulate
         size = len(codes) // n_parts
         # Each codebook is averaged over all of its places in the whole batch, however it is split.
-        total = self.ranks.sum(lm_loss.valid_counts(self.lm, codes, valid).float())
+        total = self.ranks.sum(self.lm.valid_counts(codes, valid).float())
         ce = torch.zeros(self.lm.n_q, device=codes.device)
         for index in range(n_parts):
             part = slice(index * size, (index + 1) * size)
@@ -206,6 +222,9 @@ class LMSolver(Solver):
         epochs = config.optim.epochs
         if self.evaluate_loader is not None and due(config.evaluate.every, epoch, epochs):
             metrics["evaluate"] = self._measure(self.evaluate_loader)
+            if self.sound_metrics is not None:
+                found = self.sound_metrics.measure(self.lm, self.tell, self.progress)
+                metrics["evaluate"] |= found
         if self.samples is not None and due(config.generate.every, epoch, epochs):
             metrics["generate"] = self.samples.write(self.lm, epoch, self.tell, self.progress)
         return metrics
@@ -224,16 +243,8 @@ class LMSolver(Solver):
             with self._autocast():
                 ones = torch.ones(self.lm.n_q, device=codes.device)
                 _, ce = self.module(codes, self._inputs(batch), valid, ones)
-            counts = lm_loss.valid_counts(self.lm, codes, valid)
+            counts = self.lm.valid_counts(codes, valid)
             sums += torch.stack([ce.double(), counts.double()])
         self.module.train()
         total, counts = self.ranks.sum(sums)
-        ce = (total / counts.clamp(min=1)).tolist()
-        mean = sum(ce) / len(ce)
-        metrics = {"ce": mean, "ppl": _exp(mean)}
-        metrics |= {f"ce_q{index + 1}": value for index, value in enumerate(ce)}
-        return metrics | {f"ppl_q{index + 1}": _exp(value) for index, value in enumerate(ce)}
-
-
-def _exp(value: float) -> float:
-    return float(torch.tensor(value, dtype=torch.float64).exp())
+        return language_metrics(total, counts)

@@ -79,6 +79,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         from audiogen_fast.cli.encode import encode
 
         return encode(args)
+    if args.command == "evaluate":
+        from audiogen_fast.cli.evaluate import evaluate
+
+        return evaluate(args)
     from audiogen_fast.cli.sounds import continue_sounds, generate_sounds
 
     return generate_sounds(args) if args.command == "generate" else continue_sounds(args)

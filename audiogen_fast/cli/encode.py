@@ -27,7 +27,7 @@ _SHOWN = 10
 def encode(args: argparse.Namespace) -> dict[str, Any]:
     """Write a cache of `args.manifest`, or what is missing of it; what was made, for `json`."""
     start = time.perf_counter()
-    where = dict(_condition(text) for text in args.where)
+    where = dict(condition(text) for text in args.where)
     manifest = read_manifest(args.manifest, args.root, where)
     codec, text_encoder = _load(args)
     config = EncodeConfig(
@@ -104,9 +104,10 @@ def _load(args: argparse.Namespace) -> tuple[CompressionModel, FrozenTextEncoder
     return codec, FrozenTextEncoder(conditioner.to(device))
 
 
-def _condition(text: str) -> tuple[str, str]:
+def condition(text: str, option: str = "--where") -> tuple[str, str]:
+    """Column and value of one `COLUMN=VALUE`."""
     name, equals, value = text.partition("=")
-    check(bool(name and equals), f"--where must be COLUMN=VALUE, got {text!r}")
+    check(bool(name and equals), f"{option} must be COLUMN=VALUE, got {text!r}")
     return name, value
 
 

@@ -11,6 +11,7 @@ STRATEGIES = ("loudness", "peak", "rms", "clip")
 DTYPES = ("float32", "float16", "bfloat16")
 PACKED_FORMATS = ("float32", "bfloat16", "int8", "int4")
 QUANTIZED_FORMATS = ("int8", "int4")
+EVALUATION_METRICS = ("fad", "kad", "kld", "text_consistency", "language", "codec")
 DEFAULT_MODEL = "facebook/audiogen-medium"
 
 
@@ -26,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_encode(commands)
     _add_train(commands)
     _add_export(commands)
+    _add_evaluate(commands)
     env = commands.add_parser("env", help="report versions, devices and backends")
     _add_common(env)
     return parser
@@ -247,6 +249,110 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     _add_common(export)
 
 
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure generated sounds against recordings",
+        description="Measure systems against reference recordings, beside what real clips, "
+        "shuffled captions and noise score. Without a system, that is the whole table.",
+    )
+    evaluate.add_argument(
+        "--reference", required=True, metavar="MANIFEST", help=".jsonl, .jsonl.gz, .csv or a folder"
+    )
+    _add_where(evaluate, "--where", "of the references")
+    evaluate.add_argument("--root", metavar="FOLDER", help="that relative paths are relative to")
+    evaluate.add_argument(
+        "--limit", type=_positive_count, metavar="N", help="so many references, drawn by the seed"
+    )
+    evaluate.add_argument(
+        "--output",
+        default="evaluation",
+        metavar="FOLDER",
+        help="for index.html, report.json, table.csv and items.csv (default evaluation)",
+    )
+    evaluate.add_argument("--overwrite", action="store_true", help="replace a report that is there")
+    evaluate.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+    systems = evaluate.add_argument_group("systems")
+    for option, what in (
+        ("--generated", "a folder of sounds that a system made of the captions"),
+        ("--model", "hub id, folder or file of a model that makes them now"),
+        ("--codec", "hub id, folder or file of a codec that encodes and decodes the references"),
+    ):
+        systems.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="[NAME=]PLACE",
+            help=f"{what}, NAME being that of its row; may be repeated",
+        )
+
+    measures = evaluate.add_argument_group("measures")
+    measures.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=EVALUATION_METRICS,
+        metavar="METRIC",
+        help=f"some of {', '.join(EVALUATION_METRICS)} (default: all that can be had)",
+    )
+    measures.add_argument(
+        "--encoder",
+        action="append",
+        metavar="NAME[:PLACE]",
+        help="of sounds: aisfx (default), clap:FOLDER, passt; may be repeated",
+    )
+    measures.add_argument(
+        "--text-encoder",
+        metavar="NAME[:PLACE]",
+        help="of sounds and captions: clap:FOLDER or contrastive:FILE (default: an --encoder that "
+        "can do both, else a small one trained on --head-where)",
+    )
+    _add_where(
+        measures, "--head-where", "that the small text measure learns from (default split=metric)"
+    )
+    measures.add_argument(
+        "--no-degraded",
+        action="store_true",
+        help="leave out the rows of real clips with noise and without high frequencies",
+    )
+    measures.add_argument(
+        "--items",
+        type=_count,
+        default=4,
+        metavar="N",
+        help="best and worst clips of each system on the page (default 4)",
+    )
+
+    sampling = evaluate.add_argument_group("sampling, for --model")
+    sampling.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of all that is drawn; sound i is drawn with seed N + i (default 0)",
+    )
+    sampling.add_argument(
+        "--duration", type=_positive, metavar="SECONDS", help="(default: as long as the reference)"
+    )
+    _add_sampling_options(sampling)
+    sampling.add_argument(
+        "--batch-size", type=_positive_count, default=8, help="sounds at a time (default 8)"
+    )
+    evaluate.add_argument(
+        "--device", help="such as cpu or cuda:1 (default: CUDA where there is one)"
+    )
+    _add_common(evaluate)
+
+
+def _add_where(parser: argparse._ActionsContainer, option: str, which: str) -> None:
+    parser.add_argument(
+        option,
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help=f"only these rows {which}; may be repeated",
+    )
+
+
 def _add_sound_options(parser: argparse.ArgumentParser) -> None:
     """What generating and continuing have in common."""
     parser.add_argument(
@@ -271,20 +377,7 @@ def _add_sound_options(parser: argparse.ArgumentParser) -> None:
         metavar="N[,N...]",
         help="sound i is drawn with seed N + i, or with the i-th of a list (default 0)",
     )
-    sampling.add_argument(
-        "--top-k", type=_count, default=250, help="draw among this many codes (default 250); 0: all"
-    )
-    sampling.add_argument(
-        "--top-p",
-        type=_probability,
-        default=0.0,
-        help="draw among the codes that reach this probability; takes precedence over --top-k",
-    )
-    sampling.add_argument("--temperature", type=_not_negative, default=1.0, help="(default 1)")
-    sampling.add_argument("--greedy", action="store_true", help="take the most likely codes")
-    sampling.add_argument(
-        "--cfg-coef", type=_number, default=3.0, help="strength of guidance (default 3); 1: none"
-    )
+    _add_sampling_options(sampling)
     sampling.add_argument(
         "--two-step-cfg", action="store_true", help="encode the two halves of guidance apart"
     )
@@ -323,6 +416,23 @@ def _add_sound_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_source_options(model)
     _add_common(parser)
+
+
+def _add_sampling_options(sampling: argparse._ActionsContainer) -> None:
+    sampling.add_argument(
+        "--top-k", type=_count, default=250, help="draw among this many codes (default 250); 0: all"
+    )
+    sampling.add_argument(
+        "--top-p",
+        type=_probability,
+        default=0.0,
+        help="draw among the codes that reach this probability; takes precedence over --top-k",
+    )
+    sampling.add_argument("--temperature", type=_not_negative, default=1.0, help="(default 1)")
+    sampling.add_argument("--greedy", action="store_true", help="take the most likely codes")
+    sampling.add_argument(
+        "--cfg-coef", type=_number, default=3.0, help="strength of guidance (default 3); 1: none"
+    )
 
 
 def _add_source_options(parser: argparse._ActionsContainer) -> None:

@@ -246,6 +246,19 @@ class LMModel(nn.Module):
         targets[:, :, :-1] = torch.where(wanted == special, -1, wanted)[:, :, 1:]
         return self(sequence, conditions, condition_tensors, targets=targets, divisors=divisors)
 
+    def valid_counts(self, codes: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Places of each codebook that `compute_loss` counts, int64 `[K]`, from the pattern alone.
+
+        Args:
+            codes, valid: see `compute_loss`.
+        """
+        pattern = self.pattern_provider.get_pattern(codes.shape[-1])
+        steps = len(pattern.valid_layout)
+        logits = torch.zeros(1, 1, self.n_q, steps, device=codes.device)
+        *_, mask = pattern.revert_pattern_logits(logits, 0.0, keep_only_valid_steps=True)
+        mask = mask.expand(len(codes), -1, -1)
+        return (mask if valid is None else mask & valid[:, None]).sum(dim=(0, 2))
+
     def generate(
         self,
         prompt: Tensor | None = None,

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import hashlib
 import mmap
 import sys
 from collections.abc import Callable, Mapping
@@ -166,3 +167,13 @@ def _madvise():
     function = ctypes.CDLL(None, use_errno=True).madvise
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return function
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from audiogen_fast.evaluation.sisnr import SISNR
 from audiogen_fast.training.codec.config import CodecConfig
 from audiogen_fast.training.codec.discriminators import MultiScaleSTFTDiscriminator
-from audiogen_fast.training.codec.sisnr import SISNR
 from audiogen_fast.training.codec.spectral_losses import (
     MelSpectrogramL1Loss,
     MultiScaleMelSpectrogramLoss,

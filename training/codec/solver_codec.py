@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from audiogen_fast.errors import check
+from audiogen_fast.evaluation.codec import CodebookUsage
 from audiogen_fast.models.builders import get_compression_model
 from audiogen_fast.models.encodec import EncodecModel
 from audiogen_fast.quantization import QuantizedResult
@@ -14,7 +15,6 @@ from audiogen_fast.training.codec.adversarial import AdversarialLoss, average_gr
 from audiogen_fast.training.codec.balancer import Balancer
 from audiogen_fast.training.codec.config import CodecConfig
 from audiogen_fast.training.codec.init import keep_variance
-from audiogen_fast.training.codec.metrics import CodebookUsage
 from audiogen_fast.training.codec.parts import (
     loss_weights,
     make_discriminators,

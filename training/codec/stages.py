@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from audiogen_fast.data.audio import audio_write
 from audiogen_fast.env import get_env
 from audiogen_fast.errors import MissingDependencyError
+from audiogen_fast.evaluation.codec import CodebookUsage, MelDistance, si_sdr
+from audiogen_fast.evaluation.visqol import load_score, visqol
 from audiogen_fast.files import write_atomically
 from audiogen_fast.models.encodec import EncodecModel
 from audiogen_fast.report import Section, Sound, figure_class, spectrogram_picture, write_page
-from audiogen_fast.training.codec.metrics import CodebookUsage, MelDistance, si_sdr
-from audiogen_fast.training.codec.visqol import load_score, visqol
 from audiogen_fast.training.data import Batch, Loader
 from audiogen_fast.training.parallel import Ranks
 
@@ -64,7 +64,7 @@ class Measures:
         """Means over all recordings of all processes, and the use of the codebooks."""
         packed = ranks.sum(torch.stack([self.count, *self.sums.values()]))
         means = (packed[1:] / packed[0].clamp(min=1)).tolist()
-        return dict(zip(self.sums, means, strict=True)) | self.usage.metrics(ranks)
+        return dict(zip(self.sums, means, strict=True)) | self.usage.metrics(ranks.sum)
 
 
 @torch.no_grad()

@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 
 from audiogen_fast.errors import DataError, check
 from audiogen_fast.models.encodec import CompressionModel
+from audiogen_fast.models.weights import fingerprint
 from audiogen_fast.training.data.batch import Skipped
 from audiogen_fast.training.data.cache import TokenCache
 from audiogen_fast.training.data.manifest import Manifest
 from audiogen_fast.training.data.shards import Index, is_cache, pack, read_index, write_shard
-from audiogen_fast.training.data.text_encoders import TextEncoder, fingerprint
+from audiogen_fast.training.data.text_encoders import TextEncoder
 from audiogen_fast.training.data.windows import EncodeConfig, Window, Windows
 
 

@@ -1,14 +1,13 @@
 """Text encoders whose results can be kept, because training does not change them."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from audiogen_fast.errors import check
+from audiogen_fast.models.weights import fingerprint
 from audiogen_fast.modules.encoder_conditioner import EncoderConditioner
 from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner
 
@@ -51,13 +50,3 @@ class FrozenTextEncoder:
         vectors = self.conditioner.encode(inputs).float().cpu().numpy()
         lengths = inputs["attention_mask"].sum(1).tolist()
         return [row[:length] for row, length in zip(vectors, lengths, strict=True)]
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

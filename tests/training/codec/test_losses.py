@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from audiogen_fast.data.mel import MelSpectrogram, mel_filterbank
 from audiogen_fast.errors import InvalidInputError
-from audiogen_fast.training.codec.sisnr import SISNR
+from audiogen_fast.evaluation.sisnr import SISNR
 from audiogen_fast.training.codec.spectral_losses import (
-    MelSpectrogram,
     MelSpectrogramL1Loss,
     MultiScaleMelSpectrogramLoss,
-    mel_filterbank,
 )
 from audiogen_fast.training.codec.stft_losses import MultiResolutionSTFTLoss, STFTLoss
 

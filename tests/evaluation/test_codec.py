@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from audiogen_fast.errors import InvalidInputError, MissingDependencyError
-from audiogen_fast.training.codec import visqol as visqol_module
-from audiogen_fast.training.codec.metrics import CodebookUsage, MelDistance, si_sdr
-from audiogen_fast.training.codec.visqol import load_score, visqol
-from audiogen_fast.training.parallel import Ranks
+from audiogen_fast.evaluation import visqol as visqol_module
+from audiogen_fast.evaluation.codec import CodebookUsage, MelDistance, si_sdr
+from audiogen_fast.evaluation.visqol import load_score, visqol
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -58,7 +57,7 @@ def test_codebook_usage_by_hand():
     usage = CodebookUsage(3, 8)
     usage.update(torch.tensor([[[0, 1, 2, 3], [5, 5, 5, 5], [7, 7, 0, 0]]]))
     usage.update(torch.tensor([[[0, 1, 2, 3], [5, 5, 5, 5]]]))  # the last one left out
-    found = usage.metrics(Ranks())
+    found = usage.metrics()
     assert [found[f"usage_q{k}"] for k in (1, 2, 3)] == pytest.approx([0.5, 0.125, 0.25])
     perplexities = [found[f"perplexity_q{k}"] for k in (1, 2, 3)]
     assert perplexities == pytest.approx([4.0, 1.0, 2.0])
@@ -70,7 +69,9 @@ def test_codebook_usage_by_hand():
 
 def test_visqol_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(visqol_module, "_PACKAGE", "audiogen_fast_no_such_package")
-    with pytest.raises(MissingDependencyError, match="pip install --no-deps audio-samples-qoe"):
+    with pytest.raises(
+        MissingDependencyError, match="--no-deps --only-binary :all: audio-samples-qoe"
+    ):
         visqol(noise(1, 1, 100), noise(1, 1, 100), 16000)
 
 

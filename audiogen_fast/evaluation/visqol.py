@@ -49,7 +49,8 @@ def load_score() -> Callable[..., float]:
         return _load(Path(spec.submodule_search_locations[0]))._score
     except (ImportError, OSError, AttributeError) as error:
         raise MissingDependencyError(
-            "ViSQOL needs audio-samples-qoe: pip install --no-deps audio-samples-qoe "
+            "ViSQOL needs audio-samples-qoe: pip install --no-deps --only-binary :all: "
+            f"audio-samples-qoe "
             f"(evaluate.visqol=false leaves it out): {error}"
         ) from error
 

@@ -1,12 +1,13 @@
 """Measures of a codec: closeness of its output, and use of its codebooks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from audiogen_fast.data.mel import MelSpectrogram
 from audiogen_fast.errors import check
-from audiogen_fast.training.codec.sisnr import SISNR
-from audiogen_fast.training.codec.spectral_losses import MelSpectrogram
-from audiogen_fast.training.parallel import Ranks
+from audiogen_fast.evaluation.sisnr import SISNR
 
 _FLOOR = 1e-5
 
@@ -76,13 +77,18 @@ class CodebookUsage:
         shares = self.counts / self.counts.sum(dim=1, keepdim=True).clamp(min=1)
         return (-torch.special.xlogy(shares, shares).sum(dim=1)).exp()
 
-    def metrics(self, ranks: Ranks) -> dict[str, float]:
-        """Of each codebook, from 1 on, and of all processes together; they all call this.
+    def metrics(
+        self, total: Callable[[Tensor], Tensor] = lambda counts: counts
+    ) -> dict[str, float]:
+        """Of each codebook, from 1 on.
 
+        Args:
+            total: sums a tensor over processes, which then all call this; None for one process.
         Returns:
             `usage_qK`, the share of entries that were chosen at all, and `perplexity_qK`.
         """
-        self.counts = ranks.sum(self.counts.clone())
+        if total is not None:
+            self.counts = total(self.counts.clone())
         usage = (self.counts > 0).float().mean(dim=1).tolist()
         perplexities = self.perplexities().tolist()
         found = {f"usage_q{k}": value for k, value in enumerate(usage, 1)}
