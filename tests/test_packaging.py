@@ -128,7 +128,7 @@ def test_wheel_has_one_top_level_package_and_everything_in_it(wheel, source):
     recordings = ("blip.flac", "level-crossing.flac", "sheep.flac", "manifest.csv", "README.md")
     for name in recordings:
         expected.add(f"audiogen_fast/data/recordings/{name}")
-    expected.add("audiogen_fast/training/corpus/captions.tsv")
+    expected |= {f"audiogen_fast/training/corpus/{n}" for n in ("captions.tsv", "checksums.txt")}
     inside = {name for name in found if name.startswith("audiogen_fast/")}
     extras = {name for name in inside if name.endswith((".so", ".pyd", ".toml"))}
     assert inside - extras == expected

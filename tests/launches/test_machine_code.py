@@ -8,6 +8,7 @@ import torch
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
+from audiogen_fast.kernels._launch import OPTIONS  # noqa: E402
 from audiogen_fast.launches import machine_code  # noqa: E402
 from audiogen_fast.launches.examine import examine  # noqa: E402
 from audiogen_fast.launches.record import recording  # noqa: E402
@@ -55,7 +56,9 @@ def compiled(launcher, capability=90):
 
 
 def run_sum(x, y, stride=1, block=512, **options):
-    return lambda: sum_kernel[(1,)](x, y, meta(block), stride, BLOCK=block, ROUNDS=3, **options)
+    return lambda: sum_kernel[(1,)](
+        x, y, meta(block), stride, BLOCK=block, ROUNDS=3, **OPTIONS | options
+    )
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100, 120])
@@ -98,7 +101,7 @@ def test_spills():
 
 def test_shared_memory_limit():
     operands = [meta(128, 128, dtype=torch.float16) for _ in range(2)]
-    one = compiled(lambda: dot_kernel[(1,)](*operands, meta(128, 128), N=128), 120)
+    one = compiled(lambda: dot_kernel[(1,)](*operands, meta(128, 128), N=128, **OPTIONS), 120)
     assert one.code.shared_bytes >= 2 * 128 * 128 * 2
     assert not any("shared" in line for line in one.complaints())
     larger = dataclasses.replace(one.code, shared_bytes=101377)
@@ -111,18 +114,20 @@ def test_shared_memory_limit():
 )
 def test_matrix_instructions(capability, instruction):
     operands = [meta(128, 128, dtype=torch.float16) for _ in range(2)]
-    one = compiled(lambda: dot_kernel[(1,)](*operands, meta(128, 128), N=128), capability)
+    one = compiled(
+        lambda: dot_kernel[(1,)](*operands, meta(128, 128), N=128, **OPTIONS), capability
+    )
     assert instruction in one.code.matrix
 
 
 def test_loads_without_an_argument_are_reported():
-    one = compiled(lambda: lookup_kernel[(1,)](meta(1, dtype=torch.int64), meta(1)))
+    one = compiled(lambda: lookup_kernel[(1,)](meta(1, dtype=torch.int64), meta(1), **OPTIONS))
     assert "has loads that belong to no argument" in one.complaints()
 
 
 def test_compile_error_is_a_result():
     with recording(execute=False) as launches:
-        dot_kernel[(1,)](meta(9), meta(9), meta(9), N=3)
+        dot_kernel[(1,)](meta(9), meta(9), meta(9), N=3, **OPTIONS)
     (one,) = examine([(launches[0], 90)], processes=1)
     assert one.complaints()[0].startswith("does not compile: CompilationError")
 
