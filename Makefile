@@ -58,8 +58,8 @@ sanitize: venv
 	AUDIOGEN_FAST_NATIVE_FILE=$$(ls $(CURDIR)/build/sanitize/_native*.so) \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-		$(BIN)/python -m pytest -q tests/test_native.py tests/generation/test_native_engine.py \
-		tests/checkpoints/test_packed.py
+		$(BIN)/python -m pytest -q tests/test_native.py tests/ops/test_native_training.py \
+		tests/generation/test_native_engine.py tests/checkpoints/test_packed.py
 
 clean:
 	rm -rf $(VENV) build dist demo_output *.egg-info audiogen_fast/_native*.so
