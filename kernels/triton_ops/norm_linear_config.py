@@ -154,8 +154,8 @@ def _tiles_config(
             split = triton.cdiv(k, part)
             if split != wanted:
                 continue
-            # Float32 rows, their norm and the addresses of split sums need too many registers.
-            if split > 1 and block_m * block_n > 8192 and inputs == 4:
+            # Wide rows, their norm and the addresses of split sums need too many registers.
+            if split > 1 and block_m * block_n * inputs > 32768:
                 continue
             height = min(rows, block_m)
             moved = height * part * inputs + block_n * part * bits // 8
