@@ -17,7 +17,7 @@ from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.hub import HubOptions, Place
 from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner
 from audiogen_fast.training.data.encode import encode_manifest
-from audiogen_fast.training.data.manifest import read_manifest
+from audiogen_fast.training.data.manifest import conditions, read_manifest
 from audiogen_fast.training.data.text_encoders import FrozenTextEncoder
 from audiogen_fast.training.data.windows import EncodeConfig
 
@@ -27,7 +27,7 @@ _SHOWN = 10
 def encode(args: argparse.Namespace) -> dict[str, Any]:
     """Write a cache of `args.manifest`, or what is missing of it; what was made, for `json`."""
     start = time.perf_counter()
-    where = dict(condition(text) for text in args.where)
+    where = conditions(args.where)
     manifest = read_manifest(args.manifest, args.root, where)
     codec, text_encoder = _load(args)
     config = EncodeConfig(
@@ -102,13 +102,6 @@ def _load(args: argparse.Namespace) -> tuple[CompressionModel, FrozenTextEncoder
         "is trained with the model; pass --no-text",
     )
     return codec, FrozenTextEncoder(conditioner.to(device))
-
-
-def condition(text: str, option: str = "--where") -> tuple[str, str]:
-    """Column and value of one `COLUMN=VALUE`."""
-    name, equals, value = text.partition("=")
-    check(bool(name and equals), f"{option} must be COLUMN=VALUE, got {text!r}")
-    return name, value
 
 
 def _show(report: dict[str, Any]) -> None:

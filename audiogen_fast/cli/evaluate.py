@@ -7,11 +7,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from audiogen_fast.cli.encode import condition
 from audiogen_fast.errors import check
 from audiogen_fast.evaluation.results import JSON, PAGE, Report, metric_of, title_of
 from audiogen_fast.evaluation.run import evaluate as run
 from audiogen_fast.evaluation.systems import Sampling
+from audiogen_fast.training.data.manifest import conditions
 
 _SHOWN = 10
 
@@ -36,7 +36,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     with _Bars(args.quiet or args.json) as bars:
         report = run(
             args.reference,
-            where=dict(condition(text, "--where") for text in args.where),
+            where=conditions(args.where),
             root=args.root,
             generated=_named(args.generated, "--generated"),
             models=_named(args.model, "--model"),
@@ -44,7 +44,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             metrics=args.metrics,
             encoders=args.encoder,
             text_encoder=args.text_encoder,
-            head_rows=dict(condition(text, "--head-where") for text in args.head_where),
+            head_rows=conditions(args.head_where, "--head-where"),
             sampling=sampling,
             limit=args.limit,
             degraded=not args.no_degraded,

@@ -1,4 +1,4 @@
-"""The parts that both forms of `norm_linear` share: inputs of a row, and what ends a product."""
+"""The parts that the forms of `norm_linear` share: inputs of a row, and what ends a product."""
 
 import torch
 import triton

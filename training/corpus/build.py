@@ -29,7 +29,7 @@ import torch
 
 from audiogen_fast.data.audio import audio_read
 from audiogen_fast.data.audio_utils import convert_audio, convert_audio_channels
-from audiogen_fast.errors import AudioFileError, DataError, check
+from audiogen_fast.errors import AudioFileError, AudioGenFastError, DataError, check
 from audiogen_fast.training.corpus.containers import Member, members
 from audiogen_fast.training.corpus.packages import (
     FREE,
@@ -261,11 +261,14 @@ def main() -> None:
     chosen = everything if args.others else PACKAGES
     if args.only:
         chosen = [package for package in everything if package.name in args.only]
-    if args.download:
-        download(args.packages_dir, chosen, args.any_version)
-    rows = build(
-        args.output, args.packages_dir, chosen, args.sample_rate, args.others, args.any_version
-    )
+    try:
+        if args.download:
+            download(args.packages_dir, chosen, args.any_version)
+        rows = build(
+            args.output, args.packages_dir, chosen, args.sample_rate, args.others, args.any_version
+        )
+    except AudioGenFastError as error:
+        parser.error(str(error))
     seconds = sum(row["duration"] for row in rows)
     print(f"{args.output}: {len(rows)} sounds, {seconds:.0f} s")
     for column in ("licence", "split"):

@@ -21,8 +21,15 @@ import soundfile
 import torch
 
 from audiogen_fast.data.audio import audio_read
-from audiogen_fast.errors import check
-from audiogen_fast.training.data.manifest import Manifest, read_manifest, write_manifest
+from audiogen_fast.errors import AudioGenFastError, check
+from audiogen_fast.training.data.captions import Captions
+from audiogen_fast.training.data.containers import Archives
+from audiogen_fast.training.data.manifest import (
+    Manifest,
+    conditions,
+    read_manifest,
+    write_manifest,
+)
 from audiogen_fast.training.data.mixing import mix
 
 _PEAK = 0.89
@@ -66,10 +73,12 @@ class ItemMaker:
     def __init__(self, manifest: Manifest, config: ItemsConfig):
         self.config = config
         self.sounds: dict[str, list[np.ndarray]] = defaultdict(list)
-        rates = set()
+        captions, archives, rates = Captions(lowercase=False), Archives(), set()
         for meta in manifest:
             wav, rate = audio_read(meta.path)
-            self.sounds[meta.extra["caption"]].append(wav.mean(0).numpy())
+            texts, _ = captions.all(meta, archives)
+            check(bool(texts), f"{meta.path}: its description is empty")
+            self.sounds[texts[0]].append(wav.mean(0).numpy())
             rates.add(rate)
         check(len(rates) == 1, f"manifest must have sounds of one sample rate, got {sorted(rates)}")
         self.sample_rate = rates.pop()
@@ -157,14 +166,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs=2, default=(2.0, 4.0))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    where = dict(condition.split("=", 1) for condition in args.where)
-    config = ItemsConfig(args.count, *args.seconds, seed=args.seed)
 
     def progress(done: int, total: int) -> None:
         if done % 500 == 0 or done == total:
             print(f"{done}/{total} items", flush=True)
 
-    rows = write_items(read_manifest(args.corpus, where=where), args.output, config, progress)
+    try:
+        config = ItemsConfig(args.count, *args.seconds, seed=args.seed)
+        manifest = read_manifest(args.corpus, where=conditions(args.where))
+        rows = write_items(manifest, args.output, config, progress)
+    except AudioGenFastError as error:
+        parser.error(str(error))
     print(f"{args.output}: {sum(row['duration'] for row in rows) / 60:.0f} min")
 
 

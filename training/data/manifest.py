@@ -213,6 +213,20 @@ def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
     return row
 
 
+def conditions(texts: Iterable[str], option: str = "--where") -> dict[str, str]:
+    """What a command line says with `COLUMN=VALUE`, as the `where` of `read_manifest`.
+
+    Raises:
+        InvalidInputError: one of them is something else; the message names the option.
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        check(bool(name and equals), f"{option} must be COLUMN=VALUE, got {text!r}")
+        found[name] = value
+    return found
+
+
 def write_manifest(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows to `.jsonl`, `.jsonl.gz` or `.csv`, whole or not at all.
 

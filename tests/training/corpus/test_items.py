@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from audiogen_fast.errors import InvalidInputError
-from audiogen_fast.training.corpus.items import ItemMaker, ItemsConfig, write_items
+from audiogen_fast.training.corpus.items import ItemMaker, ItemsConfig, main, write_items
 from audiogen_fast.training.data.manifest import read_manifest, write_manifest
 
 RATE = 16_000
@@ -95,6 +95,24 @@ def test_files_are_what_the_maker_gives(manifest, tmp_path):
         wanted, caption = maker.item(index)
         assert rate == RATE and meta.extra["caption"] == caption == rows[index]["caption"]
         np.testing.assert_allclose(wav, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--where", "split"], "--where must be COLUMN=VALUE, got 'split'"),
+        (["--where", "split=none"], "at least one recording with {'split': 'none'}"),
+        (["--where", "--count", "0"], "count must be at least 1, got 0"),
+        (["--where"], "tone.flac: has no description"),
+    ],
+)
+def test_the_command_says_what_is_wrong(options, message, tmp_path, monkeypatch, capsys):
+    soundfile.write(tmp_path / "tone.flac", np.zeros(800), RATE, "PCM_16")
+    write_manifest(tmp_path / "manifest.csv", [{"path": "tone.flac", "duration": 0.05}])
+    monkeypatch.setattr("sys.argv", ["items", str(tmp_path), str(tmp_path / "out"), *options])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
