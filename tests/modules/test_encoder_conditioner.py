@@ -139,6 +139,19 @@ def test_long_texts_are_cut_and_said_so_once(bert):
     assert torch.equal(cut["input_ids"], expected["input_ids"])
 
 
+def test_who_shares_an_encoder_has_its_limit_and_its_files(bert, tmp_path):
+    """Also the copy that generates while the model is trained."""
+    copy, text = make(bert), " ".join(["dog"] * 60)
+    copy.share(make(bert, max_length=7))
+    with pytest.warns(UserWarning, match="max_length=7 tokens"):
+        assert copy.tokenize([text])["input_ids"].shape == (1, 7)
+    copy.save_encoder(tmp_path / "saved")
+    for ours, theirs in zip(
+        states_of(make(tmp_path / "saved"), TEXTS), states_of(make(bert), TEXTS), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 def test_limits_are_checked(bert):
     for wrong, allowed in ((49, "3..48"), (2, "3..48")):
         with pytest.raises(InvalidInputError, match=f"max_length must lie in {allowed} .*{wrong}"):
