@@ -204,11 +204,12 @@ def consistencies(
     selves: Sequence[int] | None = None,
     at: Sequence[int] = (1, 5, 10),
 ) -> dict[str, Assigned]:
-    """Cosine between sound and caption, and whether a sound is found by its caption.
+    """Cosine between sound and caption, and whether each is found by the other.
 
     A sound is found when it is among the k nearest to the caption of all: itself and the rivals of
     other captions. Rivals that are as near come first. All rows have the same rivals, real clips,
-    so that a system whose sounds are all alike, or all bad, gains nothing by it.
+    so that a system whose sounds are all alike, or all bad, gains nothing by it. A caption is found
+    when it is among the k nearest to the sound of all captions; those that are as near come first.
 
     Args:
         sounds: `[M, D]`.
@@ -219,18 +220,21 @@ def consistencies(
         rival_captions: index `[N]` of their captions; -1 is none of the texts.
         selves: index `[M]` of each sound among the rivals, where it is one of them.
     Returns:
-        `score`, and `R@k` for each k.
+        `score`, and `R@k` and `caption_R@k` for each k.
     """
     similarity = statistics.cosine_similarities(sounds, texts)
     near = statistics.cosine_similarities(rivals, texts)
     rival_captions = torch.tensor(rival_captions)
-    rank = torch.empty_like(similarity)
+    rank, text_rank = torch.empty_like(similarity), torch.empty_like(similarity)
     for u in range(len(texts)):
         before = near[:, u] >= similarity[:, u : u + 1]  # [M, N]
         before &= rival_captions != u
         if selves is not None:
             before[torch.arange(len(sounds)), torch.tensor(selves)] = False
         rank[:, u] = before.sum(dim=1)
+        text_rank[:, u] = (similarity >= similarity[:, u : u + 1]).sum(dim=1) - 1  # itself
     index = torch.tensor(own, dtype=torch.long)
     found = {"score": Assigned(similarity, index, groups, 1)}
-    return found | {f"R@{k}": Assigned((rank < k).double(), index, groups, 1) for k in at}
+    for name, ranks in (("R", rank), ("caption_R", text_rank)):
+        found |= {f"{name}@{k}": Assigned((ranks < k).double(), index, groups, 1) for k in at}
+    return found

@@ -220,7 +220,7 @@ def _item(
             figures = [
                 f"{title_of(key)} {number(value)}"
                 for key, value in found.values.items()
-                if not key.startswith("R@")  # 0 or 1
+                if "R@" not in key  # 0 or 1
             ]
             cells.append(sounds.cell(other, own[found.name], ", ".join(figures)))
     return (

@@ -43,6 +43,13 @@ METRICS = {
     "R@10": Metric(
         "R@10", 1, "share that is among the nearest 10 to its caption, of real clips of others"
     ),
+    "caption_R@1": Metric("caption R@1", 1, "share whose caption is the nearest of all captions"),
+    "caption_R@5": Metric(
+        "caption R@5", 1, "share whose caption is among the nearest 5 of all captions"
+    ),
+    "caption_R@10": Metric(
+        "caption R@10", 1, "share whose caption is among the nearest 10 of all captions"
+    ),
     "ce": Metric("cross entropy", -1, "of the codes of the clips given captions, nats", "model"),
     "ppl": Metric("perplexity", -1, "exp of the cross entropy", "model"),
     "speed": Metric("x real time", 1, "seconds of sound for a second of computing", "model"),
@@ -53,6 +60,8 @@ METRICS = {
     "perplexity": Metric("code perplexity", 1, "exp of the entropy of a codebook", "codec"),
 }
 """By the first part of a key: `fad:aisfx` is `fad` with the encoder `aisfx`."""
+TEXT_METRICS = ("score", *(name for name in METRICS if "R@" in name))
+"""What an encoder of sounds and texts measures."""
 
 
 def metric_of(key: str) -> Metric:

@@ -20,7 +20,7 @@ from audiogen_fast.evaluation.encoders.base import TextEncoder
 from audiogen_fast.evaluation.encoders.cache import cached
 from audiogen_fast.evaluation.head import head_of
 from audiogen_fast.evaluation.measures import Value
-from audiogen_fast.evaluation.results import PAGE, Report, Row
+from audiogen_fast.evaluation.results import PAGE, TEXT_METRICS, Report, Row
 from audiogen_fast.evaluation.systems import Sampling
 from audiogen_fast.evaluation.table import ABOUT, Progress, Table
 from audiogen_fast.models.encodec import CompressionModel
@@ -282,8 +282,7 @@ class _Run:
         except (MissingDependencyError, InvalidInputError) as error:
             if spec is not None or self.named:
                 raise
-            keys = ("score", "R@1", "R@5", "R@10")
-            self.missing |= {f"{key}:contrastive": str(error) for key in keys}
+            self.missing |= {f"{key}:contrastive": str(error) for key in TEXT_METRICS}
             return None
 
     def measure_text(self, encoder) -> None:

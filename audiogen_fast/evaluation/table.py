@@ -20,7 +20,7 @@ from audiogen_fast.evaluation.measures import (
     half_size,
     whole_distance,
 )
-from audiogen_fast.evaluation.results import Item, Row
+from audiogen_fast.evaluation.results import TEXT_METRICS, Item, Row
 from audiogen_fast.evaluation.sources import same
 from audiogen_fast.evaluation.statistics import frechet_distance, kernel_distance
 
@@ -140,7 +140,7 @@ class Table:
         self._assign(name, key, assigned, kept)
 
     def measure_text(self, encoder, metrics: Sequence[str] = ("text_consistency",)) -> None:
-        """`score` and `R@k` of every row, by an encoder of sounds and texts."""
+        """`TEXT_METRICS` of every row, by an encoder of sounds and texts."""
         if "text_consistency" not in metrics:
             return
         texts: dict[str, str] = {}
@@ -148,7 +148,7 @@ class Table:
             for clip in clips.clips:
                 if clip.caption is not None:
                     texts.setdefault(same(clip.caption), clip.caption)
-        names = [f"{metric}:{encoder.name}" for metric in ("score", "R@1", "R@5", "R@10")]
+        names = [f"{metric}:{encoder.name}" for metric in TEXT_METRICS]
         if not texts:
             return self.give_up(names, "no clip has a caption")
         columns = {key: i for i, key in enumerate(texts)}
@@ -160,7 +160,7 @@ class Table:
         ]
         self.notes.append(
             f"R@k of {encoder.name}: each sound among the real clips of other captions, of "
-            f"{len(rivals)} in all."
+            f"{len(rivals)} in all; caption R@k: its caption among all {len(texts)}."
         )
         for name, entry in self.entries.items():
             kept = [i for i, c in enumerate(entry.clips.clips) if c.caption is not None]

@@ -134,6 +134,19 @@ def test_ranks_are_among_rivals_of_other_captions():
     assert other["R@1"].items.tolist() == [0.0]
 
 
+def test_captions_are_ranked_among_all_captions():
+    texts = torch.eye(4)
+    sounds = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.6, 0.8, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]])
+    found = consistencies(sounds, texts, [0, 0, 2], ["a"] * 3, sounds, [0, 0, 2], at=(1, 2, 3, 4))
+    ranks = [
+        4 - sum(float(found[f"caption_R@{k}"].items[i]) for k in (1, 2, 3, 4)) for i in range(3)
+    ]
+    # the second sound is nearer to another caption; to the third all are as near, which is no find
+    assert ranks == [0, 1, 3]
+    chance = [found[f"caption_R@{k}"].matrix.mean().item() for k in (1, 4)]
+    assert chance == pytest.approx([2 / 12, 1.0])
+
+
 def test_divergence_of_equal_posteriors_is_0_and_lower_is_better():
     p = torch.softmax(4 * normal(25, 10, 5), dim=1)
     groups = [str(i) for i in range(25)]
