@@ -5,9 +5,10 @@
 Half of the sounds are shorter than a second. An item takes one caption and plays sounds of that
 caption after each other until its time is full; some items go on with a second caption ("a dog
 barking, then rain falling"), some have one in the background ("a dog barking with rain falling in
-the background"), mixed as the training augmentation mixes (`training.data.mixing`). Captions are
-drawn by the square root of how many sounds they have: neither the common ones alone nor each rare
-one as often as those.
+the background"), mixed as the training augmentation mixes (`training.data.mixing`). Some captions
+are worded otherwise, "dog barking" or "the sound of a dog barking". Captions are drawn by the
+square root of how many sounds they have: neither the common ones alone nor each rare one as often
+as those.
 """
 
 import argparse
@@ -51,6 +52,8 @@ class ItemsConfig:
     """Share of items with two captions after each other."""
     background: float = 0.15
     """Share of items with one caption behind the other."""
+    worded: float = 0.3
+    """Share of items whose caption is worded otherwise."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +63,7 @@ class ItemsConfig:
             "min_seconds must be positive and at most max_seconds, got "
             f"{self.min_seconds} and {self.max_seconds}",
         )
+        check(0 <= self.worded <= 1, f"worded must lie in 0..1, got {self.worded}")
         shares = (self.then, self.background)
         check(
             all(share >= 0 for share in shares) and sum(shares) <= 1,
@@ -88,6 +92,12 @@ class ItemMaker:
 
     def item(self, index: int) -> tuple[np.ndarray, str]:
         """Samples and caption of an item, the same at every call: float32, peak below 1."""
+        wav, caption = self._item(index)
+        # A generator of its own: the wording changes no sound.
+        rng = np.random.default_rng((self.config.seed, index, 1))
+        return wav, reworded(caption, rng) if rng.random() < self.config.worded else caption
+
+    def _item(self, index: int) -> tuple[np.ndarray, str]:
         config = self.config
         rng = np.random.default_rng((config.seed, index))
         seconds = rng.uniform(config.min_seconds, config.max_seconds)
@@ -131,6 +141,14 @@ class ItemMaker:
                     break
         wav = np.concatenate(parts)[:samples]
         return (wav * (_PEAK / max(np.abs(wav).max(), 1e-4))).astype(np.float32)
+
+
+def reworded(caption: str, rng: np.random.Generator) -> str:
+    """The caption without its articles, or as "the sound of" it."""
+    if rng.random() < 0.5 and not caption.startswith("the sound of"):
+        return f"the sound of {caption}"
+    words = [word for word in caption.split() if word not in ("a", "an", "the")]
+    return " ".join(words) or caption
 
 
 def write_items(

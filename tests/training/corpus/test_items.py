@@ -37,7 +37,7 @@ def shares(wav):
 
 
 def test_captions_say_what_is_heard(manifest):
-    maker = ItemMaker(manifest, ItemsConfig(count=1, then=0.3, background=0.3))
+    maker = ItemMaker(manifest, ItemsConfig(count=1, then=0.3, background=0.3, worded=0))
     kinds = {"alone": 0, "then": 0, "background": 0}
     for index in range(60):
         wav, caption = maker.item(index)
@@ -75,6 +75,24 @@ def test_items_repeat_and_depend_on_the_seed(manifest):
         first.item(n)[1] != other.item(n)[1] or len(first.item(n)[0]) != len(other.item(n)[0])
         for n in range(5)
     )
+
+
+def test_wordings_change_captions_and_no_sound(manifest):
+    plain = ItemMaker(manifest, ItemsConfig(worded=0.0))
+    worded = ItemMaker(manifest, ItemsConfig(worded=0.5))
+    counts = {"as it is": 0, "the sound of": 0, "without articles": 0}
+    for index in range(80):
+        (wav, caption), (same, other) = plain.item(index), worded.item(index)
+        assert np.array_equal(wav, same)
+        if other == caption:
+            counts["as it is"] += 1
+        elif other == f"the sound of {caption}":
+            counts["the sound of"] += 1
+        else:
+            words = set(caption.split()) - {"a", "an", "the"}
+            assert set(other.split()) == words
+            counts["without articles"] += 1
+    assert all(count >= 10 for count in counts.values()), counts
 
 
 def test_common_captions_are_drawn_by_their_root(manifest):
@@ -117,7 +135,13 @@ def test_the_command_says_what_is_wrong(options, message, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize(
     "changes",
-    [{"count": 0}, {"min_seconds": 0.0}, {"min_seconds": 5.0}, {"then": 0.7, "background": 0.4}],
+    [
+        {"count": 0},
+        {"min_seconds": 0.0},
+        {"min_seconds": 5.0},
+        {"then": 0.7, "background": 0.4},
+        {"worded": 1.5},
+    ],
 )
 def test_impossible_items_are_refused(changes):
     with pytest.raises(InvalidInputError, match=next(iter(changes))):
