@@ -292,6 +292,9 @@ class CodecConfig(TrainConfig):
     weight_init: Literal["torch", "keep_variance"] = "torch"
     """Initial weights: those of torch as in the original, or ones that keep the strength of a
     signal from layer to layer, with which the first minutes learn much more."""
+    decoder_only: bool = False
+    """Train the decoder alone: codes stay what they are, so that a language model of them keeps
+    its worth."""
     dataset: CodecDatasetConfig = field(default_factory=CodecDatasetConfig)
     encodec: EncodecConfig = field(default_factory=EncodecConfig)
     seanet: SEANetConfig = field(default_factory=SEANetConfig)
@@ -333,6 +336,10 @@ class CodecConfig(TrainConfig):
         weights = to_dict(self.losses)
         for name, weight in weights.items():
             check(weight >= 0, f"losses.{name} must be at least 0, got {weight}")
+        check(
+            not self.decoder_only or self.continue_from is not None,
+            "decoder_only needs a codec to begin with: continue_from must be given, got none",
+        )
         learnt = dict(weights)
         if not self.adversarial.adversaries:
             learnt["adv"] = learnt["feat"] = 0.0

@@ -50,7 +50,10 @@ class CodecSolver(Solver):
         if config.continue_from is not None:
             load_weights(self.model, config.continue_from, config)
         self.model.to(device)
-        self.optimizer = make_optimizer(self.model.parameters(), config.optim)
+        if config.decoder_only:
+            self.model.encoder.requires_grad_(False)
+        learnt = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(learnt, config.optim)
         self.losses = make_losses(config).to(device)
         weights = loss_weights(config)
         self.balancer = Balancer(
@@ -99,6 +102,9 @@ class CodecSolver(Solver):
     def update(self, batch: Batch) -> Update:
         wav = batch.wav.to(self.ranks.device, non_blocking=True)
         self.model.train()
+        if self.config.decoder_only:
+            self.model.encoder.eval()
+            self.model.quantizer.eval()  # in training mode its codebooks would follow
         restore = self._snapshot()
         result = self.model(wav)
         if self._discriminators_learn():

@@ -63,6 +63,21 @@ def test_the_discriminator_learns_in_one_of_so_many_updates(small_recipe, make_s
     assert all(solver._discriminators_learn() for solver.step in range(50))
 
 
+def test_a_decoder_is_trained_alone(small_recipe, make_solver):
+    """Nothing that decides codes changes, and everything of the decoder does."""
+    first = make_solver(small_recipe())
+    first.run()
+    changes = {"continue_from": str(first.folder), "decoder_only": "true", "optim__epochs": 1}
+    solver = make_solver(small_recipe("decoder", **changes))
+    before = {name: t.clone() for name, t in solver.model.state_dict().items()}
+    solver.run()
+    assert solver.step == 5
+    for name, tensor in solver.model.state_dict().items():
+        assert torch.equal(tensor, before[name]) != name.startswith("decoder."), name
+    with pytest.raises(InvalidInputError, match="decoder_only .*continue_from must be given"):
+        small_recipe(decoder_only="true")
+
+
 def test_a_batch_that_is_not_finite_changes_nothing(small_recipe, make_solver):
     solver = make_solver(small_recipe())
     batches = solver.loader.forever()
