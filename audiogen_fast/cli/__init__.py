@@ -25,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from audiogen_fast.cli.train import train
 
             return train(args)
+        if args.command == "demo":
+            from audiogen_fast.cli.demo import demo
+
+            return demo(args)
         report = _run(args)
         if args.json:
             print(json.dumps(report, indent=2))

@@ -19,6 +19,7 @@ from audiogen_fast.cli.progress import SoundProgress
 from audiogen_fast.data.audio import audio_read, audio_write
 from audiogen_fast.data.audio_utils import convert_audio
 from audiogen_fast.errors import InvalidInputError
+from audiogen_fast.pretrained import labelled
 
 Batch = list[tuple[Item, Tensor | None]]
 
@@ -56,7 +57,7 @@ class _Run:
         return self._report({item.name for item in finished})
 
     def _make(self, items: list[Item]) -> None:
-        self._note(f"loading {self.args.model}")
+        self._note(f"loading {labelled(self.args.model)}")
         start = time.perf_counter()
         model = _load(self.args)
         self.timings["loading"] = time.perf_counter() - start
@@ -126,15 +127,7 @@ def _load(args: argparse.Namespace) -> AudioGen:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
-    model = AudioGen.get_pretrained(
-        args.model,
-        choose_device(args.device),
-        dtype=args.dtype,
-        revision=args.revision,
-        local_files_only=args.local_files_only,
-        engine=args.engine,
-        quantize=args.quantize,
-    )
+    model = load_model(args)
     stride = args.extend_stride
     model.set_generation_params(
         use_sampling=not args.greedy,
@@ -148,6 +141,19 @@ def _load(args: argparse.Namespace) -> AudioGen:
         batch_invariant=args.batch_invariant,
     )
     return model
+
+
+def load_model(args: argparse.Namespace) -> AudioGen:
+    """The model that the options of `options.add_model_options` name."""
+    return AudioGen.get_pretrained(
+        args.model,
+        choose_device(args.device),
+        dtype=args.dtype,
+        revision=args.revision,
+        local_files_only=args.local_files_only,
+        engine=args.engine,
+        quantize=args.quantize,
+    )
 
 
 def choose_device(name: str | None) -> torch.device | None:
