@@ -98,8 +98,8 @@ class AudioGen:
 
         Args:
             name: a hub id, a folder (released files or `save_pretrained`'s), a file, or a URL;
-                `debug` is a tiny random model. A text encoder folder beside the checkpoint is
-                used before any download.
+                `audiogen-fast/tiny` is the model in the package, `debug` a tiny random one. A text
+                encoder folder beside the checkpoint is used before any download.
             device: None for the first CUDA device, or the CPU without one.
             dtype: of the language model: float32, float16 or bfloat16; None for float32 on a
                 CPU and float16 elsewhere. Codec and text encoder are always float32. With the

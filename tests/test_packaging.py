@@ -129,11 +129,18 @@ def test_wheel_has_one_top_level_package_and_everything_in_it(wheel, source):
     for name in recordings:
         expected.add(f"audiogen_fast/data/recordings/{name}")
     expected |= {f"audiogen_fast/training/corpus/{n}" for n in ("captions.tsv", "checksums.txt")}
+    model = source / "audiogen_fast" / "pretrained" / "tiny"
+    files = [path for path in model.rglob("*") if path.is_file()]
+    expected |= {f"audiogen_fast/{p.relative_to(model.parents[1]).as_posix()}" for p in files}
+    assert {"model.safetensors", "LICENSE", "ATTRIBUTION.md"} <= {path.name for path in files}
     inside = {name for name in found if name.startswith("audiogen_fast/")}
     extras = {name for name in inside if name.endswith((".so", ".pyd", ".toml"))}
     assert inside - extras == expected
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= found
     assert has_native(wheel) or not HAS_COMPILER
+    with zipfile.ZipFile(wheel) as archive:
+        sizes = {i.filename: i.compress_size for i in archive.infolist()}
+    assert sum(size for name, size in sizes.items() if "/pretrained/tiny/" in name) <= 32e6
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not HAS_COMPILER, reason="manylinux, compiled")

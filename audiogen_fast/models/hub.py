@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from audiogen_fast.errors import CheckpointError
+from audiogen_fast.pretrained import FOLDERS
 
 _SUFFIXES = (".bin", ".th", ".pt", ".safetensors")
 # torch.hub's convention: the name ends in the first digits of the file's SHA-256.
@@ -54,7 +55,8 @@ class Place:
     """A place with the files of one model, which are downloaded as they are asked for.
 
     Args:
-        name: a file, a folder, a URL of either, or the id of a hub repository.
+        name: a file, a folder, a URL of either, the id of a hub repository, or the name of a model
+            in the package (`audiogen_fast.pretrained`).
     Attributes:
         base: the folder, the URL of one, or the id.
         given: the file's name, if `name` is that of a file.
@@ -62,7 +64,8 @@ class Place:
     """
 
     def __init__(self, name: str | Path, options: HubOptions):
-        self.name = self.base = str(name)
+        self.name = str(name)
+        self.base = str(FOLDERS.get(self.name, name))
         self.given: str | None = None
         self.options = options
         self.offline = options.local_files_only
@@ -75,10 +78,10 @@ class Place:
             self.base = url._replace(query="", fragment="").geturl().rstrip("/")
             if url.path.endswith(_SUFFIXES):
                 self.base, _, self.given = self.base.rpartition("/")
-        elif os.path.exists(self.name):
+        elif os.path.exists(self.base):
             self._kind = "folder"
-            if os.path.isfile(self.name):
-                path = Path(self.name)
+            if os.path.isfile(self.base):
+                path = Path(self.base)
                 self.base, self.given = str(path.parent), path.name
         else:
             self._kind = "hub"

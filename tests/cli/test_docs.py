@@ -13,7 +13,9 @@ from audiogen_fast.cli.parser import build_parser
 from audiogen_fast.data import audio
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CARD = ROOT / "audiogen_fast" / "pretrained" / "tiny" / "README.md"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", CARD]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 
 
 def anchors(path):
@@ -27,7 +29,7 @@ def parameters(function):
     return [(p.name, p.default, p.kind) for p in found if p.name != "self"]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document):
     for link in re.findall(r"\]\(([^)]*)\)", document.read_text("utf-8")):
         name, _, anchor = link.partition("#")
@@ -51,12 +53,24 @@ def test_examples_of_the_readme_run(checkpoint, recordings, tmp_path, monkeypatc
     assert audio.audio_info("1.wav").duration == 5
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_command_lines_are_understood(document):
     lines = re.findall(r"^ {4}(audiogen-fast .*)$", document.read_text("utf-8"), re.MULTILINE)
-    assert len(lines) >= (document.name == "README.md") * 5
+    assert len(lines) >= (document == ROOT / "README.md") * 5
     for line in lines:
         build_parser().parse_args(shlex.split(line)[1:])
+
+
+def test_the_notebook_runs_and_every_sound_in_it_can_be_heard(tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason="pip install nbclient ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="pip install nbclient ipykernel")
+    notebook = nbformat.read(ROOT / "docs" / "demo.ipynb", 4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=place).execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
+    shown = [str(out.get("data", {}).get("text/html", "")) for out in outputs]
+    assert sum("<audio" in text for text in shown) == 9
+    assert sum("image/png" in out.get("data", {}) for out in outputs) == 9
 
 
 def test_signatures_of_the_manual_are_those_of_the_code():
