@@ -49,7 +49,12 @@ def read_run(
     )
     chosen = choose(folder, config, step, weights)
     state = get_compression_model(config.model_config()).state_dict()
-    read_tensors(chosen.path, {chosen.prefix + name: tensor for name, tensor in state.items()})
+    tensors = {}
+    for name, tensor in state.items():
+        # What is frozen has no average of its own.
+        frozen = config.decoder_only and name.startswith("encoder.")
+        tensors[("model." if frozen else chosen.prefix) + name] = tensor
+    read_tensors(chosen.path, tensors)
     return config, state, chosen
 
 

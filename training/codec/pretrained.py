@@ -1,6 +1,5 @@
 """Starting from the weights of another codec."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch.nn.utils import parametrize
 from audiogen_fast.errors import InvalidInputError, check
 from audiogen_fast.models import hf_encodec
 from audiogen_fast.models.encodec import CompressionModel, EncodecModel
-from audiogen_fast.modules.conv import fold_weight_norm
 from audiogen_fast.training.codec.config import CodecConfig
 from audiogen_fast.training.codec.export import read_run
 from audiogen_fast.training.runs import is_run
@@ -88,15 +86,22 @@ def _load_folded(model: EncodecModel, state: Mapping[str, Tensor]) -> None:
     """Load the state of a model for inference, whose normalised weights are plain ones.
 
     A weight w becomes the direction w with the length of w.
+
+    Raises:
+        RuntimeError: tensors are missing, left over, or of another shape.
     """
-    folded = fold_weight_norm(copy.deepcopy(model))
-    folded.load_state_dict(state)
+    # Not through a folded copy: folding takes the property `weight` from a class that copies share,
+    # and weights that are assigned then are plain attributes that nothing trains or saves.
+    remaining = dict(state)
     for name, module in model.named_modules():
-        if ".parametrizations" in name:
-            continue
-        source = folded.get_submodule(name)
-        for key, value in (*module._parameters.items(), *module._buffers.items()):
-            if value is not None:
-                value.copy_(getattr(source, key))
         if parametrize.is_parametrized(module, "weight"):
-            module.weight = source.weight
+            key, shape = f"{name}.weight", module.weight.shape
+            weight = remaining.pop(key, None)
+            if weight is None or weight.shape != shape:
+                found = "missing" if weight is None else f"{list(weight.shape)}"
+                raise RuntimeError(f"{key} must be {list(shape)}, and is {found}")
+            module.weight = weight.clone()
+    missing, unexpected = model.load_state_dict(remaining, strict=False)
+    missing = [name for name in missing if ".parametrizations." not in name]
+    if missing or unexpected:
+        raise RuntimeError(f"{missing} are missing, {unexpected} left over")

@@ -10,6 +10,7 @@ import torch
 
 from audiogen_fast.errors import InvalidInputError
 from audiogen_fast.training.checkpoint import tensors_of
+from audiogen_fast.training.codec.export import export_codec, read_run
 from audiogen_fast.training.codec.solver_codec import CodecSolver
 from audiogen_fast.training.data import Batch
 from audiogen_fast.training.recipe import load_recipe
@@ -63,17 +64,25 @@ def test_the_discriminator_learns_in_one_of_so_many_updates(small_recipe, make_s
     assert all(solver._discriminators_learn() for solver.step in range(50))
 
 
-def test_a_decoder_is_trained_alone(small_recipe, make_solver):
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_decoder_is_trained_alone(small_recipe, make_solver, tmp_path, exported):
     """Nothing that decides codes changes, and everything of the decoder does."""
     first = make_solver(small_recipe())
     first.run()
-    changes = {"continue_from": str(first.folder), "decoder_only": "true", "optim__epochs": 1}
+    source = first.folder
+    if exported:  # with plain weights, which become normalised ones again
+        source = export_codec(first.folder, tmp_path / "exported").folder
+    changes = {"continue_from": str(source), "decoder_only": "true", "optim__epochs": 1}
     solver = make_solver(small_recipe("decoder", **changes))
     before = {name: t.clone() for name, t in solver.model.state_dict().items()}
     solver.run()
     assert solver.step == 5
     for name, tensor in solver.model.state_dict().items():
         assert torch.equal(tensor, before[name]) != name.startswith("decoder."), name
+    _, exported, chosen = read_run(solver.folder)
+    assert chosen.weights == "ema"
+    expected = solver.model.state_dict() | solver.averages["model"].tensors()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in exported.items())
     with pytest.raises(InvalidInputError, match="decoder_only .*continue_from must be given"):
         small_recipe(decoder_only="true")
 
