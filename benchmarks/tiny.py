@@ -62,9 +62,12 @@ def targets(report: Report, kl: dict[str, float]) -> list[dict[str, Any]]:
     ]
     for name in FORMATS:
         rows += [
-            (f"{title_of(metric)}, {name}, within the interval of float32", "in", *inside)
+            (
+                f"{title_of(metric)}, {name}, within the interval of float32",
+                "in",
+                *_interval(report, metric, name),
+            )
             for metric in ("fad", "score", "caption_R@10")
-            if (inside := _interval(report, metric, name))
         ]
     return [
         {"target": name, "limit": limit, "is": figure, "met": _met(sign, limit, figure)}

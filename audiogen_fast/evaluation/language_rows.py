@@ -1,5 +1,7 @@
 """What a language model thinks of real sounds, given their captions, those of others, or noise."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,29 +34,38 @@ def measure_language(table: Table, name: str, model: AudioGen) -> None:
         return
     captions = [clip.caption for clip in clips]
     order = anchors.shuffles(tuple(map(same, captions)), 1, table.seed)[0]
-    own = _Sums(table, name, model, clips, captions)
-    shuffled = _Sums(table, name, model, clips, [captions[i] for i in order])
     by_name = {clip.name: clip for clip in noise.clips.clips}
-    useless = _Sums(table, name, model, [by_name[clip.name] for clip in clips], captions)
+    codes = _codes(table, name, model, clips)
+    useless = _codes(table, name, model, [by_name[clip.name] for clip in clips])
+    own = _Sums(table, name, model, codes, captions)
+    shuffled = _Sums(table, name, model, codes, [captions[i] for i in order])
+    of_noise = _Sums(table, name, model, useless, captions)
     p = _sign_p(own.items, shuffled.items, table.seed)
     real.values |= own.values(table.seed, p)
     table.shuffled.values |= shuffled.values(table.seed)
-    noise.row.values |= useless.values(table.seed)
+    noise.row.values |= of_noise.values(table.seed)
 
 
 class _Sums:
-    """Sums of cross entropy and counts of codes, `[n, K]`, of clips with captions."""
+    """Sums of cross entropy and counts of codes, `[n, K]`, of sounds with captions."""
 
-    def __init__(self, table: Table, name: str, model: AudioGen, clips: list[Clip], captions):
+    def __init__(
+        self,
+        table: Table,
+        name: str,
+        model: AudioGen,
+        codes: list[Tensor],
+        captions: Sequence[str],
+    ):
         self.name = name
         sums, counts = [], []
-        for i, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
-            table.progress(f"{name}: cross entropy", i, len(clips))
+        for i, (codes_of_one, caption) in enumerate(zip(codes, captions, strict=True)):
+            table.progress(f"{name}: cross entropy", i, len(captions))
             condition = ConditioningAttributes(text={"description": caption})
-            total, count = code_cross_entropy(model.lm, _codes(model, clip), [condition])
+            total, count = code_cross_entropy(model.lm, codes_of_one, [condition])
             sums.append(total.cpu())
             counts.append(count.cpu())
-        table.progress(f"{name}: cross entropy", len(clips), len(clips))
+        table.progress(f"{name}: cross entropy", len(captions), len(captions))
         self.sums, self.counts = torch.stack(sums), torch.stack(counts)
 
     @property
@@ -78,13 +89,17 @@ class _Sums:
 
 
 @torch.no_grad()
-def _codes(model: AudioGen, clip: Clip) -> Tensor:
-    """int64 `[1, K, T]`."""
+def _codes(table: Table, name: str, model: AudioGen, clips: list[Clip]) -> list[Tensor]:
+    """int64 `[1, K, T]` of each clip."""
     codec = model.compression_model
-    wav = convert_audio(
-        clip.read(codec.sample_rate)[None], codec.sample_rate, codec.sample_rate, codec.channels
-    )
-    return codec.encode(wav[None].to(model.device))[0]
+    rate = codec.sample_rate
+    found = []
+    for i, clip in enumerate(clips):
+        table.progress(f"{name}: codes", i, len(clips))
+        wav = convert_audio(clip.read(rate)[None], rate, rate, codec.channels)
+        found.append(codec.encode(wav[None].to(model.device))[0])
+    table.progress(f"{name}: codes", len(clips), len(clips))
+    return found
 
 
 def _sign_p(own: Tensor, other: Tensor, seed: int) -> float:
