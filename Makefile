@@ -24,8 +24,9 @@ $(STAMP): $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/evaluation.txt
 	touch $@
 
+# One process a core, as each test uses one thread; eight at most, for memory.
 test: venv
-	$(BIN)/python -m pytest --durations=10 tests
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations=10 tests
 
 demo: venv
 	$(BIN)/python -m audiogen_fast.demo --output demo_output
