@@ -25,7 +25,7 @@ RECORD = "record.json"
 MODEL = "model"
 """The folder in the output that `AudioGen.get_pretrained` loads."""
 SEED = 2036
-ITEMS, VALID_ITEMS = 6000, 200
+ITEMS, VALID_ITEMS = 9000, 200
 VOCABULARY, MAX_TOKENS = 7600, 128
 SECONDS = 4.0
 """Of the longest item: the window of the language model."""
@@ -168,9 +168,13 @@ class Pipeline:
         sounds = read_manifest(self.corpus, where={"split": "train"})
         text = attribution([dict(meta.extra) | {"path": meta.id} for meta in sounds])
         (self.output / MODEL / "ATTRIBUTION.md").write_text(text, "utf-8")
-        curves = {self.output / "codec-run": ["mel_distance", "msspec"]}
-        curves[self.output / "lm-run"] = ["ppl"]
-        draw_curves(self.output / MODEL / "curves.png", curves)
+        curves = {
+            "codec-run": ["mel_distance", "msspec"],
+            "decoder-run": ["msspec", "feat_msstftd"],
+            "lm-run": ["ppl"],
+        }
+        runs = {self.output / run: metrics for run, metrics in curves.items()}
+        draw_curves(self.output / MODEL / "curves.png", runs)
 
 
 def _command(module: str, *arguments: object) -> None:
