@@ -11,6 +11,7 @@ float32 (`benchmarks.quality`). Prints the tables of the card, writes one JSON f
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,8 @@ def main() -> None:
         args.out,
         machine=machine(),
         seconds=round(time.perf_counter() - began),
-        settings=report.settings,
+        # Places in this checkout as they are in any.
+        settings=json.loads(json.dumps(report.settings).replace(f"{ROOT}/", "")),
         notes=report.notes,
         targets=reached,
         rows=rows,
