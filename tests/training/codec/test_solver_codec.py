@@ -79,10 +79,10 @@ def test_a_decoder_is_trained_alone(small_recipe, make_solver, tmp_path, exporte
     assert solver.step == 5
     for name, tensor in solver.model.state_dict().items():
         assert torch.equal(tensor, before[name]) != name.startswith("decoder."), name
-    _, exported, chosen = read_run(solver.folder)
+    _, written, chosen = read_run(solver.folder)
     assert chosen.weights == "ema"
     expected = solver.model.state_dict() | solver.averages["model"].tensors()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in exported.items())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
     with pytest.raises(InvalidInputError, match="decoder_only .*continue_from must be given"):
         small_recipe(decoder_only="true")
 
