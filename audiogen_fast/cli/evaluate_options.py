@@ -2,7 +2,12 @@
 
 import argparse
 
-from audiogen_fast.cli.options import add_common, add_sampling_options
+from audiogen_fast.cli.options import (
+    add_common,
+    add_device_option,
+    add_sampling_options,
+    add_where_option,
+)
 from audiogen_fast.cli.value_types import count, positive, positive_count
 
 EVALUATION_METRICS = ("fad", "kad", "kld", "text_consistency", "language", "codec")
@@ -18,7 +23,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--reference", required=True, metavar="MANIFEST", help=".jsonl, .jsonl.gz, .csv or a folder"
     )
-    _add_where(evaluate, "--where", "of the references")
+    add_where_option(evaluate, " of the references")
     evaluate.add_argument("--root", metavar="FOLDER", help="that relative paths are relative to")
     evaluate.add_argument(
         "--limit", type=positive_count, metavar="N", help="so many references, drawn by the seed"
@@ -66,8 +71,10 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         help="of sounds and captions: clap:FOLDER or contrastive:FILE (default: an --encoder that "
         "can do both, else a small one trained on --head-where)",
     )
-    _add_where(
-        measures, "--head-where", "that the small text measure learns from (default split=metric)"
+    add_where_option(
+        measures,
+        " that the small text measure learns from (default split=metric)",
+        "--head-where",
     )
     measures.add_argument(
         "--no-degraded",
@@ -96,17 +103,5 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     sampling.add_argument(
         "--batch-size", type=positive_count, default=8, help="sounds at a time (default 8)"
     )
-    evaluate.add_argument(
-        "--device", help="such as cpu or cuda:1 (default: CUDA where there is one)"
-    )
+    add_device_option(evaluate)
     add_common(evaluate)
-
-
-def _add_where(parser: argparse._ActionsContainer, option: str, which: str) -> None:
-    parser.add_argument(
-        option,
-        action="append",
-        default=[],
-        metavar="COLUMN=VALUE",
-        help=f"only these rows {which}; may be repeated",
-    )

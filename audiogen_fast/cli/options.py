@@ -17,7 +17,7 @@ def add_model_options(model: argparse._ActionsContainer) -> None:
         help="hub id, folder, file, URL or debug; facebook/audiogen-medium is Meta's (default "
         f"{DEFAULT_MODEL}, the small one in the package)",
     )
-    model.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA where there is one)")
+    add_device_option(model)
     model.add_argument(
         "--dtype", choices=DTYPES, help="(default float32 on a CPU, float16 elsewhere)"
     )
@@ -44,6 +44,23 @@ def add_sampling_options(sampling: argparse._ActionsContainer) -> None:
     sampling.add_argument("--greedy", action="store_true", help="take the most likely codes")
     sampling.add_argument(
         "--cfg-coef", type=number, default=3.0, help="strength of guidance (default 3); 1: none"
+    )
+
+
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA where there is one)")
+
+
+def add_where_option(
+    parser: argparse._ActionsContainer, which: str, option: str = "--where"
+) -> None:
+    """Conditions on the rows of a manifest, which `training.data.manifest.conditions` reads."""
+    parser.add_argument(
+        option,
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help=f"only these rows{which}; may be repeated",
     )
 
 

@@ -7,9 +7,11 @@ from audiogen_fast.cli.evaluate_options import add_evaluate
 from audiogen_fast.cli.options import (
     DTYPES,
     add_common,
+    add_device_option,
     add_model_options,
     add_sampling_options,
     add_source_options,
+    add_where_option,
 )
 from audiogen_fast.cli.value_types import (
     count,
@@ -166,13 +168,7 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
     )
     encode.add_argument("--output", required=True, metavar="FOLDER", help="made if need be")
     encode.add_argument("--root", metavar="FOLDER", help="that relative paths are relative to")
-    encode.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="COLUMN=VALUE",
-        help="only these rows, such as split=train; may be repeated",
-    )
+    add_where_option(encode, ", such as split=train")
     encode.add_argument(
         "--segment-duration",
         type=positive,
@@ -214,7 +210,7 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
     encode.add_argument(
         "--workers", type=count, default=0, help="processes that read recordings (default 0)"
     )
-    encode.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA where there is one)")
+    add_device_option(encode)
     add_source_options(encode)
     add_common(encode)
 
