@@ -30,10 +30,14 @@ class WindowPlan:
     def stride_frames(self) -> int:
         return int(self.frame_rate * self.stride)
 
-    def window_frames(self, offset: int) -> int:
-        """Frames of the window that starts at frame `offset`."""
+    def window_frames(self, offset: int, prompt_frames: int = 0) -> int:
+        """Frames of the window that starts at frame `offset` with `prompt_frames` known ones."""
         remaining = self.duration - offset / self.frame_rate
-        return int(min(remaining, self.max_duration) * self.frame_rate)
+        frames = int(min(remaining, self.max_duration) * self.frame_rate)
+        # Rounding can hide the clip's last frame, which leaves a window of nothing but its prompt;
+        # the original fails there.
+        hidden = offset > 0 and frames <= prompt_frames
+        return self.total_frames() - offset if hidden else frames
 
     def validate(self, prompt_frames: int) -> None:
         """Raise `InvalidInputError` unless these windows can make the clip."""
@@ -93,7 +97,7 @@ class WindowedGeneration:
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         prompt, offset, draws = self._finished[0], 0, 0
         while True:
-            frames = self.plan.window_frames(offset)
+            frames = self.plan.window_frames(offset, prompt.shape[-1])
             job = make_job(
                 self.lm,
                 prompt,
