@@ -149,7 +149,7 @@ class AudioGen:
                 f"{codec.num_codebooks} of {codec.cardinality}"
             )
         if isinstance(engine, NativeEngine):
-            engine.prepare()
+            engine.prepare(just_loaded=engine.lm is lm)
         return model
 
     from_pretrained = get_pretrained

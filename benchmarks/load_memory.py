@@ -117,7 +117,7 @@ def _weights(folder: Path, dtype: str) -> tuple[list[torch.Tensor], int, object]
         return list(model.state_dict().values()), 0, model
     model = load_lm_model(folder, dtype="float16")
     engine = NativeEngine(model, dtype)
-    engine.prepare()
+    engine.prepare(just_loaded=True)
     embeddings = 4 * sum(table.weight.numel() for table in model.emb)
     return list(engine.packed_weights().tensors.values()), embeddings, engine
 

@@ -47,7 +47,7 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
         place = Place(args.source, HubOptions(**where))
         codec, lm = loaders.load_models(place, torch.device("cpu"), as_stored=lambda _: True)
         engine = NativeEngine(lm, args.quantize, group_size=args.group_size)
-        engine.prepare()
+        engine.prepare(just_loaded=True)
         save_pretrained(destination, lm, codec, engine.packed_weights())
     files = [path for path in sorted(destination.rglob("*")) if path.is_file()]
     report = {

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from audiogen_fast._backend import load_native
-from audiogen_fast.errors import CheckpointError, InvalidInputError, check
+from audiogen_fast.errors import CheckpointError, DeviceMemoryError, InvalidInputError, check
 from audiogen_fast.generation import native_weights
 from audiogen_fast.generation.job import DecodeJob, RowGroup
 from audiogen_fast.generation.plain_model import why_not_plain
@@ -107,12 +108,14 @@ class NativeEngine:
         self._capacity = (0, 0, 0)  # rows, positions, text tokens
         self._running: DecodeJob | None = None  # the last job begun, which owns the caches
 
-    def prepare(self) -> None:
+    def prepare(self, just_loaded: bool = False) -> None:
         """Pack the weights now rather than at the first generation.
 
-        Right after loading, memory mapped from the checkpoint is handed back on the way.
+        Args:
+            just_loaded: nobody can have written the model's weights since they were loaded: memory
+                mapped from the checkpoint is handed back on the way, and read again if needed.
         """
-        self.decoder()
+        self._pack(1, 2, 0, release=just_loaded)
         forget_mapped(self.lm)
 
     def packed_weights(self) -> PackedWeights:
@@ -121,16 +124,32 @@ class NativeEngine:
 
     def decoder(self, rows: int = 1, positions: int = 2, text: int = 0):
         """The C++ decoder with at least these capacities; the weights are packed only once, and
-        again when the model's have changed."""
-        current = self.lm.fingerprint()
+        again when the model's have changed, or in a process that was forked.
+
+        Raises:
+            DeviceMemoryError: there is too little memory for them.
+        """
+        try:
+            return self._pack(rows, positions, text)
+        except MemoryError as error:
+            raise DeviceMemoryError(
+                f"the machine has too little memory to decode {rows} rows of {positions} steps "
+                f"and {text} tokens of text: generate fewer or shorter sounds at once"
+            ) from error
+
+    def _pack(self, rows: int, positions: int, text: int, release: bool = False):
+        # Threads do not survive a fork.
+        current = (self.lm.fingerprint(), os.getpid())
         if current != self._fingerprint:
             self._decoder, self._capacity = None, (0, 0, 0)
         wanted = tuple(map(max, (rows, positions, text), self._capacity))
         if self._decoder is None:
-            self._decoder = self._build(*wanted)
+            self._decoder = self._build(*wanted, release)
             self._fingerprint = current
         elif wanted != self._capacity:
-            self._decoder.resize(*wanted)
+            self._capacity = (0, 0, 0)  # should this fail, there is none
+            with _refusals():
+                self._decoder.resize(*wanted)
         if wanted[1] > self._capacity[1]:
             self._set_positions(wanted[1])
         self._capacity = wanted
@@ -142,11 +161,11 @@ class NativeEngine:
         table = (table * transformer.positional_scale).contiguous()
         self._decoder.set_positions(table.data_ptr(), count)
 
-    def _build(self, rows: int, positions: int, text: int):
+    def _build(self, rows: int, positions: int, text: int, release: bool):
         module, reason = load_native()
         if module is None:
             raise InvalidInputError(f"the native engine is not available: {reason}")
-        try:
+        with _refusals():
             decoder = native_weights.make_decoder(
                 module,
                 self.lm,
@@ -159,7 +178,8 @@ class NativeEngine:
                 threads=self.threads,
                 isa=os.environ.get("AUDIOGEN_FAST_ISA", ""),
             )
-            native_weights.fill(decoder, self.lm)
+        try:
+            native_weights.fill(decoder, self.lm, release)
         except ValueError as error:
             kind = InvalidInputError if self.lm.packed is None else CheckpointError
             raise kind(str(error)) from error
@@ -185,10 +205,11 @@ class NativeEngine:
         steps = job.sequence.shape[-1]
         longest = 0 if texts[0] is None else max(vectors.shape[1] for vectors, _ in texts)
         decoder = self.decoder(rows, steps, longest)
-        self._running = job
-        decoder.begin(rows, self._text_rows(texts), steps)
-        if longest:
-            self._set_text(decoder, job.groups, texts)
+        with _refusals():
+            decoder.begin(rows, self._text_rows(texts), steps)
+            self._running = job
+            if longest:
+                self._set_text(decoder, job.groups, texts)
         sequence = job.sequence.contiguous()
         mask = job.pattern_mask.to(torch.uint8).contiguous()
         sampling, keys = job.sampling, job.keys
@@ -198,7 +219,7 @@ class NativeEngine:
                 self._running is job,
                 "another generation has begun on this native engine; give each its own engine",
             )
-            try:
+            with _refusals():
                 decoder.run(
                     sequence.data_ptr(),
                     mask.data_ptr(),
@@ -217,8 +238,6 @@ class NativeEngine:
                     begin,
                     end,
                 )
-            except ValueError as error:
-                raise InvalidInputError(str(error)) from error
             if sequence is not job.sequence:
                 job.sequence.copy_(sequence)
             yield end - job.start
@@ -233,6 +252,15 @@ class NativeEngine:
             last = first + used if used else last
             first += vectors.shape[0]
         return last
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the decoder refuses, as this package's error."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidInputError(str(error)) from error
 
 
 def _lengths(

@@ -35,10 +35,13 @@ def matrices(lm: LMModel) -> Iterator[Matrix]:
 
 
 @torch.no_grad()
-def fill(decoder, lm: LMModel) -> None:
+def fill(decoder, lm: LMModel, release: bool = False) -> None:
     """Give a decoder the weights of `lm`: matrices one by one, so that the peak of memory is the
     packed result and one of them in float32.
 
+    Args:
+        release: hand back memory mapped from the checkpoint on the way, with whatever was written
+            to it since.
     Raises:
         ValueError: weights that are not finite, or packed ones of the wrong size.
     """
@@ -53,7 +56,8 @@ def fill(decoder, lm: LMModel) -> None:
                 scratch = scratch if scratch.numel() >= wide.numel() else torch.empty(wide.numel())
                 wide = scratch[: wide.numel()].view_as(wide).copy_(wide)
             decoder.set_matrix(name, index, wide.data_ptr(), *wide.shape, bias_address)
-            release_mapped(lm, weight)
+            if release:
+                release_mapped(lm, weight)
         else:
             data, scales = (_bytes(packed, f"{index}.{name}.{part}") for part in ("data", "scales"))
             decoder.set_packed(name, index, *data, *scales, bias_address)
@@ -63,7 +67,8 @@ def fill(decoder, lm: LMModel) -> None:
                 _set_norm(decoder, name, index, getattr(layer, name))
     _set_norm(decoder, "out_norm", 0, lm.out_norm)
     for codebook, table in enumerate(lm.emb):
-        decoder.set_embedding(codebook, floats(table.weight).data_ptr())
+        vectors = floats(table.weight)  # perhaps a copy, which must live until it is read
+        decoder.set_embedding(codebook, vectors.data_ptr())
 
 
 def packed_weights(decoder, lm: LMModel, format: str, group_size: int) -> PackedWeights:

@@ -32,7 +32,8 @@ class InUse {
 public:
     explicit InUse(std::atomic<bool>& busy) : busy_(busy) {
         if (busy_.exchange(true)) {
-            throw std::runtime_error("the decoder is in use by another thread");
+            throw std::invalid_argument(
+                "another thread is generating with this native engine; give each its own engine");
         }
     }
     ~InUse() { busy_ = false; }

@@ -29,6 +29,17 @@ Decoder::Impl::Impl(const DecoderConfig& c)
 void Decoder::Impl::allocate(std::int64_t new_rows, std::int64_t new_positions,
                              std::int64_t new_text) {
     require(new_rows > 0 && new_positions > 0 && new_text >= 0, "capacities must be positive");
+    try {
+        allocate_all(new_rows, new_positions, new_text);
+    } catch (...) {
+        // Half of it would be written past its end: `begin` must refuse every row.
+        config.rows = config.positions = config.text = 0;
+        throw;
+    }
+}
+
+void Decoder::Impl::allocate_all(std::int64_t new_rows, std::int64_t new_positions,
+                                 std::int64_t new_text) {
     config.rows = new_rows;
     config.positions = new_positions;
     config.text = new_text;

@@ -66,6 +66,7 @@ struct Decoder::Impl {
 
     // Caches and scratch for these capacities; the weights stay.
     void allocate(std::int64_t new_rows, std::int64_t new_positions, std::int64_t new_text);
+    void allocate_all(std::int64_t new_rows, std::int64_t new_positions, std::int64_t new_text);
 
     // ---- phases.cpp: what a pass does, on every thread, with barriers between the phases ----
     void multiply(int rank, const Matrix& matrix, const float* input, std::int64_t input_stride,

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -21,19 +22,26 @@ public:
 
     int size() const { return size_; }
     // Calls work(rank) on every thread, rank 0 being the caller, and waits for all. An exception of
-    // rank 0 may only be thrown where no other rank waits for it.
+    // rank 0 may only be thrown where no other rank waits for it. In a process that was forked the
+    // threads are not there, and this throws.
     void run(const std::function<void(int)>& work);
     // To be called by every thread of the team: none goes on before all have arrived.
     void barrier();
 
 private:
+    struct Gate {
+        std::mutex mutex;
+        std::condition_variable wake, done;
+    };
+
     void loop(int rank);
+    void end();
 
     const int size_;
     const bool oversubscribed_;
+    const long process_;
     std::vector<std::thread> threads_;
-    std::mutex mutex_;
-    std::condition_variable wake_, done_;
+    std::unique_ptr<Gate> gate_;
     const std::function<void(int)>* work_ = nullptr;
     std::uint64_t generation_ = 0;
     int running_ = 0;

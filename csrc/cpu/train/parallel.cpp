@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -50,7 +51,11 @@ void parallel(int threads, std::int64_t tasks, const std::function<void(std::int
     static const Parallel openmp = find_openmp();
     if (openmp) return openmp(take, &job, wanted, 0);
     std::vector<std::thread> helpers;
-    for (unsigned i = 1; i < wanted; ++i) helpers.emplace_back(take, &job);
+    try {
+        for (unsigned i = 1; i < wanted; ++i) helpers.emplace_back(take, &job);
+    } catch (const std::system_error&) {
+        // Those that could be started, and this one, do all of the work.
+    }
     take(&job);
     for (std::thread& helper : helpers) helper.join();
 }
