@@ -22,9 +22,9 @@ _RESAMPLES = 1000
 def measure_language(table: Table, name: str, model: AudioGen) -> None:
     """`ce`, `ppl` and `ce_qK` by `model`, in the rows of real clips, shuffled captions and noise.
 
-    Each clip is predicted alone, so nothing is padded. The value is that of all codes together,
-    the interval resamples clips, and p is that of a sign test by permutation on the differences
-    between own and shuffled captions.
+    Each clip is predicted alone, so nothing is padded, and in pieces of the model's window where it
+    is longer. The value is that of all codes together, the interval resamples clips, and p is that
+    of a sign test by permutation on the differences between own and shuffled captions.
     """
     clips = [clip for clip in table.reference.clips if clip.caption is not None]
     real, noise = table.entries[anchors.REAL].row, table.entries[anchors.NOISE]
@@ -58,11 +58,12 @@ class _Sums:
         captions: Sequence[str],
     ):
         self.name = name
+        window = int(model.max_duration * model.frame_rate)
         sums, counts = [], []
         for i, (codes_of_one, caption) in enumerate(zip(codes, captions, strict=True)):
             table.progress(f"{name}: cross entropy", i, len(captions))
             condition = ConditioningAttributes(text={"description": caption})
-            total, count = code_cross_entropy(model.lm, codes_of_one, [condition])
+            total, count = code_cross_entropy(model.lm, codes_of_one, [condition], window=window)
             sums.append(total.cpu())
             counts.append(count.cpu())
         table.progress(f"{name}: cross entropy", len(captions), len(captions))
