@@ -75,7 +75,8 @@ class Fault:
     """Name or path of the clip; empty for the set as a whole."""
     kind: str
     """`unreadable`, `truncated`, `not finite`, `silent`, `too short`, `duplicate`, `same audio`,
-    `other rate`, `no caption`, `other caption`, `unmatched`, `missing`, `empty`."""
+    `other rate`, `no caption`, `other caption`, `ambiguous`, `unmatched`, `missing`,
+    `empty`."""
     detail: str
     left_out: bool = True
     """The clip takes no part; else it does, and this is only said."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from audiogen_fast.cli.manifest import NAME as SOUNDS
 from audiogen_fast.cli.manifest import Manifest as SoundsManifest
@@ -108,11 +108,13 @@ def _name_missing_captions(found: ClipSet, reasons: Mapping[str, str]) -> None:
 def match(generated: ClipSet, reference: ClipSet) -> ClipSet:
     """Give every generated clip the reference it answers to: of its name, else of its caption.
 
-    Names match without folder and suffix. The k-th clip of a caption answers to the k-th
+    Names match with their folders and without suffix; else without folders, where one reference
+    alone has such a name and no clip has all of it. The k-th clip of a caption answers to the k-th
     reference of it, beginning again where there are fewer. A clip without caption takes that of
-    its reference. What answers to nothing is named, and so are references without an answer.
+    its reference. What answers to nothing is named, so are references without an answer, and clips
+    whose name several references have.
     """
-    by_name = {stem(clip.name): clip for clip in reference.clips}
+    named = _of_its_name(generated, reference)
     by_caption: dict[str, list[Clip]] = defaultdict(list)
     for clip in reference.clips:
         if clip.caption is not None:
@@ -121,7 +123,13 @@ def match(generated: ClipSet, reference: ClipSet) -> ClipSet:
     faults = list(generated.faults)
     matched = []
     for clip in generated.clips:
-        answer = by_name.get(stem(clip.name))
+        candidates = named[clip.name]
+        answer = candidates[0] if len(candidates) == 1 else None
+        if len(candidates) > 1:
+            several = ", ".join(candidate.name for candidate in candidates[:3])
+            detail = f"its name is that of {len(candidates)} references ({several}); "
+            detail += "only its caption can say which: name it, folder and all, as its reference"
+            faults.append(Fault(generated.name, clip.name, "ambiguous", detail, False))
         if answer is None and clip.caption is not None:
             key = same(clip.caption)
             if by_caption[key]:
@@ -149,12 +157,37 @@ def match(generated: ClipSet, reference: ClipSet) -> ClipSet:
     return ClipSet(generated.name, matched, faults)
 
 
+def _of_its_name(generated: ClipSet, reference: ClipSet) -> dict[str, list[Clip]]:
+    """The references whose name each generated clip has, by its own name."""
+    known: list[dict[str, list[Clip]]] = [defaultdict(list) for _ in range(3)]
+    for clip in reference.clips:
+        for level, name in enumerate(_names(clip.name)):
+            known[level][name].append(clip)
+    found = {}
+    for clip in generated.clips:
+        whole, inside, _ = _names(clip.name)
+        found[clip.name] = known[0].get(whole) or known[1].get(inside) or []
+    answered = {one.name for exact in found.values() for one in exact}
+    for name, exact in found.items():
+        if not exact:
+            bare = known[2].get(_names(name)[2], [])
+            # rain/1 is no answer to dog/1 where dog/1 is there as well.
+            found[name] = [] if len(bare) == 1 and bare[0].name in answered else bare
+    return found
+
+
+def _names(name: str) -> tuple[str, str, str]:
+    """A clip's name without suffix: with its archive, with folders only, and the bare one."""
+    path, member = split_path(name)
+    inside = _unsuffixed(member or path)
+    return _unsuffixed(name), inside, PurePosixPath(inside).name
+
+
+def _unsuffixed(name: str) -> str:
+    path = PurePosixPath(name)
+    return str(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
+
+
 def same(caption: str) -> str:
     """What is equal for captions that count as the same: case and spaces do not matter."""
     return " ".join(caption.casefold().split())
-
-
-def stem(name: str) -> str:
-    """The file's name without folder and suffix."""
-    path, member = split_path(name)
-    return Path(member or path).stem

@@ -199,6 +199,59 @@ def test_names_match_before_captions_and_captions_are_compared(bell):
     assert kinds(found) == {"y.wav": "other caption", "q.wav": "unmatched"}
 
 
+def test_sounds_of_the_same_name_in_folders_answer_to_their_own_references(bell):
+    names = ("dog/001.opus", "rain/001.opus", "wind/001.opus", "wind/bell.opus")
+    reference = ClipSet("reference", [Clip(n, n.split("/")[0], bell) for n in names])
+    clips = [Clip(f"{n}/001.wav", None, bell) for n in ("rain", "dog", "wind")]
+    found = match(ClipSet("system", [*clips, Clip("bell.wav", None, bell)]), reference)
+    assert [(c.reference, c.caption) for c in found.clips] == [
+        ("rain/001.opus", "rain"),
+        ("dog/001.opus", "dog"),
+        ("wind/001.opus", "wind"),
+        ("wind/bell.opus", "wind"),
+    ]
+    assert not found.faults
+
+
+def test_a_bare_name_of_several_references_is_no_answer_and_is_said(bell):
+    names = ("dog/001.opus", "rain/001.opus")
+    reference = ClipSet("reference", [Clip(n, n.split("/")[0], bell) for n in names])
+    clips = [Clip("001.wav", None, bell), Clip("x/001.wav", "Rain", bell)]
+    found = match(ClipSet("system", clips), reference)
+    assert [c.reference for c in found.clips] == [None, "rain/001.opus"]
+    assert [(f.clip, f.kind) for f in found.faults] == [
+        ("001.wav", "ambiguous"),
+        ("001.wav", "unmatched"),
+        ("x/001.wav", "ambiguous"),
+        ("dog/001.opus", "missing"),
+    ]
+    assert "2 references (dog/001.opus, rain/001.opus)" in found.faults[0].detail
+    assert not any(fault.left_out for fault in found.faults)
+
+
+def test_a_bare_name_is_no_answer_to_what_has_one_already(bell):
+    """As with sounds for all classes, and references of one: rain/001 is no dog."""
+    reference = ClipSet("reference", [Clip("dog/001.opus", "dog", bell)])
+    clips = [Clip("dog/001.wav", None, bell), Clip("rain/001.wav", None, bell)]
+    found = match(ClipSet("system", clips), reference)
+    assert [c.reference for c in found.clips] == ["dog/001.opus", None]
+    assert kinds(found) == {"rain/001.wav": "unmatched"}
+
+
+def test_names_in_archives_and_names_with_dots(bell):
+    names = ("set.zip:dog/1.wav", "set.zip:rain/1.wav", "clip.1", "clip.2")
+    reference = ClipSet("reference", [Clip(n, None, bell) for n in names])
+    clips = [Clip(n, None, bell) for n in ("rain/1.wav", "dog/1.wav", "clip.2.wav", "clip.1.flac")]
+    found = match(ClipSet("system", clips), reference)
+    assert [c.reference for c in found.clips] == [
+        "set.zip:rain/1.wav",
+        "set.zip:dog/1.wav",
+        "clip.2",
+        "clip.1",
+    ]
+    assert not found.faults
+
+
 def test_a_damaged_manifest_of_sounds_is_an_error(tmp_path):
     (tmp_path / "manifest.json").write_text("[]")
     with pytest.raises(InvalidInputError, match="not a manifest"):
