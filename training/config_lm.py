@@ -310,6 +310,12 @@ class LMConfig(TrainConfig):
         check(not unknown, f"attribute_dropout knows the type text only, got {unknown}")
         samples = self.evaluate.num_samples
         check(samples > 0, f"evaluate.num_samples must be positive, got {samples}")
+        measured = [name for name, wanted in vars(self.evaluate.metrics).items() if wanted]
+        check(
+            not measured or bool(self.evaluate.every),
+            f"evaluate.metrics.{'/'.join(measured)} need a stage that measures them: "
+            f"evaluate.every must be a number of epochs, got {self.evaluate.every}",
+        )
         for name, p in self.attribute_dropout.get("text", {}).items():
             check(0 <= p <= 1, f"attribute_dropout.text.{name} must lie in [0, 1], got {p}")
         check(self.lora.rank >= 0, f"lora.rank must not be negative, got {self.lora.rank}")

@@ -45,6 +45,16 @@ def test_mistakes(change, message):
     assert message in str(error.value)
 
 
+def test_metrics_without_an_evaluation_are_refused():
+    """In `finetune` nothing is evaluated, so they would be left out without a word."""
+    wanted = ["evaluate.metrics.fad=true", "evaluate.metrics.kld=true"]
+    with pytest.raises(InvalidInputError) as error:
+        load_recipe("finetune", wanted)
+    assert "evaluate.metrics.fad/kld need" in str(error.value)
+    assert "evaluate.every must be a number of epochs, got None" in str(error.value)
+    assert load_recipe("finetune", [*wanted, "evaluate.every=1"]).evaluate.every == 1
+
+
 def test_an_unknown_recipe_has_the_nearest_name():
     with pytest.raises(InvalidInputError, match="unknown recipe debu; did you mean debug"):
         load_recipe("debu")
