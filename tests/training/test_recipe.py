@@ -45,6 +45,13 @@ def test_mistakes(change, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["debug", "encodec_small"])
+def test_the_first_recipes_of_the_manual_need_no_extra(name):
+    logging = load_recipe(name).logging
+    assert not (logging.log_tensorboard or logging.log_wandb or logging.log_trackio)
+    assert load_recipe(name, ["logging.log_tensorboard=true"]).logging.log_tensorboard
+
+
 def test_metrics_without_an_evaluation_are_refused():
     """In `finetune` nothing is evaluated, so they would be left out without a word."""
     wanted = ["evaluate.metrics.fad=true", "evaluate.metrics.kld=true"]
