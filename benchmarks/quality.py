@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    facts = machine()  # the load average is that before the run
     if not 1 <= args.clips <= len(DESCRIPTIONS):
         parser.error(f"--clips must be in 1..{len(DESCRIPTIONS)}, got {args.clips}")
     folder = args.model or random_checkpoint(args.size, args.folder)
@@ -196,9 +197,7 @@ def main() -> None:
         "limits": LIMITS,
     }
     name = "quality" if args.model is None else f"quality-{args.model.name}"
-    print(
-        f"written to {write_result(name, args.out, machine=machine(), settings=settings, **record)}"
-    )
+    print(f"written to {write_result(name, args.out, machine=facts, settings=settings, **record)}")
 
 
 if __name__ == "__main__":

@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--cfg-coef", type=float, default=3.0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    facts = machine()  # the load average is that before the run
     began = time.perf_counter()
     sampling = Sampling(cfg_coef=args.cfg_coef)
     folders = {name: args.page.with_name(f"{args.page.name}-{name}") for name in FORMATS}
@@ -172,7 +173,7 @@ def main() -> None:
     path = write_result(
         "tiny",
         args.out,
-        machine=machine(),
+        machine=facts,
         seconds=round(time.perf_counter() - began),
         # Places in this checkout as they are in any.
         settings=json.loads(json.dumps(report.settings).replace(f"{ROOT}/", "")),

@@ -149,6 +149,7 @@ def main() -> None:
     dtypes = _dtypes(args.dtype)
     peer_dtypes = dtypes if args.peer_dtype is None else _dtypes(args.peer_dtype)
     torch.set_num_threads(args.threads)
+    facts = machine()  # the load average is that before the run
     if args.device == "cpu":
         keep_freed_memory()  # as the solver does
     shape = {
@@ -209,7 +210,6 @@ def main() -> None:
         for name, result in of.items():
             result["speedup"] = round(base / result["median_ms"], 3)
             print(f"{dtype:9} {name:11} {result}")
-    facts = machine()
     if torch.cuda.is_available() and args.device != "cpu":
         facts["gpu"] = torch.cuda.get_device_name()
     settings = arguments | {"dtypes": dtypes, "peer_dtypes": peer_dtypes if peer else []}
