@@ -1,6 +1,6 @@
 """The picture of `benchmarks.cpu`.
 
-python -m benchmarks.cpu_picture results/cpu.json      # draws results/cpu.png again
+python -m benchmarks.cpu_picture benchmarks/results/cpu.json      # draws cpu.png beside it again
 """
 
 import argparse
