@@ -61,6 +61,13 @@ def test_command_lines_are_understood(document):
         build_parser().parse_args(shlex.split(line)[1:])
 
 
+def test_the_manual_names_every_command():
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    (listed,) = re.findall(r"`audiogen-fast ((?:\w+\s\|\s)+\w+)`", text)
+    (commands,) = [a.choices for a in build_parser()._actions if a.dest == "command"]
+    assert re.findall(r"\w+", listed) == list(commands)
+
+
 def test_the_notebook_runs_and_every_sound_in_it_can_be_heard(tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="pip install nbclient ipykernel")
     nbclient = pytest.importorskip("nbclient", reason="pip install nbclient ipykernel")
