@@ -11,7 +11,9 @@ left out.
 The column `split` of the manifest says what a sound is for: `train`; `metric`, what models that
 judge learn from, never those that are judged; `test`, with `held_out` telling whether the whole
 caption is kept from the other two or this sound alone. Only sounds under free licences are in
-`train` and `test`; `--others` adds packages and sounds under others, all of them `metric`.
+`train` and `test`. `metric` has a tenth of the free sounds whose captions are not held out, mostly
+with packages and captions that `train` has too; `--others` adds packages and sounds under other
+licences, all of them `metric`.
 """
 
 import argparse
