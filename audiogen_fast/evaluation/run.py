@@ -220,8 +220,10 @@ class _Run:
         """Rows of what a model generates and of its codec, and what it thinks of the references."""
         label = _label(model)
         if not isinstance(model, AudioGen):
+            # A CPU's default leaves matrices as stored, and the cross entropy is of `model.lm`.
+            dtype = "float32" if torch.device(self.device).type == "cpu" else None
             with self.timed(f"loading {name}"):
-                model = AudioGen.get_pretrained(model, self.device)
+                model = AudioGen.get_pretrained(model, self.device, dtype=dtype)
         reference = self.table.reference
         with self.timed(f"generating, {name}"):
             done = 0

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+from audiogen_fast.api import AudioGen
 from audiogen_fast.errors import DataError, InvalidInputError, MissingDependencyError
 from audiogen_fast.evaluation import Sampling, evaluate, read_report
 from audiogen_fast.evaluation.anchors import low_passed, noisy
@@ -183,6 +184,24 @@ def test_a_model_has_speed_cross_entropy_and_its_codec(report):
     assert found.row("10 dB noise").values["si_sdr"].value == pytest.approx(10, abs=0.3)
     items = found.row("tiny").items
     assert len(items) == LIMIT and all("kld:aisfx" in item.values for item in items)
+
+
+def test_a_model_that_is_stored_in_half_precision_is_measured_in_float32(manifest):
+    """On a CPU, where the default leaves matrices as stored, and cross entropy with them."""
+    exact = AudioGen.get_pretrained("audiogen-fast/tiny", "cpu", dtype="float32")
+    loaded = evaluate(
+        manifest,
+        where={"split": "test"},
+        models={"named": "audiogen-fast/tiny", "exact": exact},
+        metrics=["language"],
+        sampling=Sampling(duration=0.1),
+        limit=2,
+        degraded=False,
+        device="cpu",
+    )
+    for row in ("real clips", "noise"):
+        values = [value(loaded, row, f"ce:{name}") for name in ("named", "exact")]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
 def test_the_json_is_read_back_and_the_tables_agree(report):
