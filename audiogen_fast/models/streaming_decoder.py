@@ -98,7 +98,7 @@ class StreamingDecoder:
             self._before = _Windowed(before, 1)
             self._after = _Windowed(after, model.decoder.hop_length)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def push(self, codes: Tensor, last: bool = False) -> Tensor | None:
         """Audio `[B, C, n]` that the codes so far determine, or None if there is no new one.
 

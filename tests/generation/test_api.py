@@ -175,6 +175,21 @@ def test_stream_is_the_offline_result_in_pieces(model, duration, chunk, prompted
         assert len(pieces) > 2
 
 
+@pytest.mark.parametrize("engine", ["eager", "auto"])
+def test_audio_of_a_stream_can_be_written_to_and_trained_on(loaded, engine):
+    """As that of `generate`: tensors made in inference mode could not."""
+    model = AudioGen("x", loaded.compression_model, loaded.lm, 3.0, engine=engine)
+    model.set_generation_params(duration=0.6)
+    pieces = list(model.generate_stream(TEXTS[:1], chunk_duration=0.1, seed=2))
+    pieces.append(model.generate(TEXTS[:1], seed=2))
+    assert len(pieces) > 3
+    for audio in pieces:
+        assert not audio.is_inference() and not audio.requires_grad
+        gain = torch.ones((), requires_grad=True)
+        (audio.mul_(0.5) * gain).sum().backward()
+        assert gain.grad == audio.sum()
+
+
 def test_a_stream_can_be_left(model):
     expected = tokens(model, seed=2)
     stream = model.generate_stream(TEXTS, chunk_duration=0.1, seed=2)
