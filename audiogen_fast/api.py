@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiogen_fast.data.audio_utils import convert_audio
 from audiogen_fast.errors import CheckpointError, InvalidInputError, check
+from audiogen_fast.generation.arguments import (
+    description_attributes,
+    duration_seconds,
+    guidance_strength,
+    integer,
+    number,
+    prompt_audio,
+)
 from audiogen_fast.generation.engines import check_choice, choose, make_engine
 from audiogen_fast.generation.job import Engine, SamplingParams, make_keys
 from audiogen_fast.generation.lm_generate import make_groups, report
@@ -23,12 +30,8 @@ from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.overlapped_decoder import OverlappedDecoder
 from audiogen_fast.models.saving import save_pretrained
 from audiogen_fast.models.streaming_decoder import StreamingDecoder
-from audiogen_fast.modules.conditioners import ConditioningAttributes
 
-MAX_DURATION = 3600.0
-"""Longest clip in seconds that a single call makes."""
-
-Seed = int | Sequence[int] | None
+Seed = int | Sequence[int] | Tensor | None
 Callback = Callable[[int, int], Any]
 
 
@@ -218,8 +221,8 @@ class AudioGen:
         sampling = SamplingParams(
             use_sampling=use_sampling, temperature=temperature, top_k=top_k, top_p=top_p
         )
-        _check_duration(duration)
-        check(math.isfinite(cfg_coef), f"cfg_coef must be a finite number, got {cfg_coef}")
+        duration, cfg_coef = duration_seconds(duration), guidance_strength(cfg_coef)
+        extend_stride = number("extend_stride", extend_stride)
         check(
             0 < extend_stride < self.max_duration,
             "Cannot stride by more than max generation duration: extend_stride must lie in "
@@ -260,9 +263,9 @@ class AudioGen:
             descriptions: texts; None for an unconditional sound.
             progress: print progress, or call the callback set before.
             return_tokens: return the codes too.
-            seed: an int (sound i draws from (seed, i)) or one int per description; the same
-                seeds give the same sounds, whatever the batch and the engine. None takes one
-                from `generator`, or from torch's default generator.
+            seed: an int (sound i draws from (seed, i)) or one int per description, in a list,
+                an array or a tensor; the same seeds give the same sounds, whatever the batch and
+                the engine. None takes one from `generator`, or from torch's default generator.
             generator: source of the seed when there is none.
             batch_invariant: overrides the generation parameter.
         Returns:
@@ -284,10 +287,7 @@ class AudioGen:
         generator: torch.Generator | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Generate sounds without a description; arguments as for `generate`."""
-        check(
-            isinstance(num_samples, int) and num_samples > 0,
-            f"num_samples must be a positive int, got {num_samples!r}",
-        )
+        num_samples = integer("num_samples", num_samples, least=1)
         run = self._start([None] * num_samples, None, seed, generator, None)
         return self._finish(run, progress, return_tokens)
 
@@ -312,7 +312,7 @@ class AudioGen:
             descriptions: one per prompt, or None.
             Other arguments: as for `generate`.
         """
-        prompt = self._check_prompt(prompt, prompt_sample_rate)
+        prompt = self._prompt(prompt, prompt_sample_rate)
         descriptions = [None] * len(prompt) if descriptions is None else descriptions
         run = self._start(descriptions, prompt, seed, generator, batch_invariant)
         return self._finish(run, progress, return_tokens)
@@ -340,42 +340,28 @@ class AudioGen:
             An iterator over audio `[B, C, n]`; joined in time they are what `generate` returns
             for the same seed, up to float rounding. Closing it stops the generation.
         """
+        chunk_duration = number("chunk_duration", chunk_duration)
         check(
             math.isfinite(chunk_duration) and chunk_duration > 0,
             f"chunk_duration must be positive, got {chunk_duration}",
         )
         if prompt is not None:
-            check(prompt_sample_rate is not None, "prompt_sample_rate must be given with a prompt")
-            prompt = self._check_prompt(prompt, prompt_sample_rate)
+            prompt = self._prompt(prompt, prompt_sample_rate)
         run = self._start(descriptions, prompt, seed, generator, batch_invariant)
         return self._stream(run, progress, max(1, round(chunk_duration * self.frame_rate)))
 
     def generate_audio(self, gen_tokens: Tensor) -> Tensor:
         """Audio `[B, C, samples]` of codes `[B, K, T]`."""
-        check(gen_tokens.dim() == 3, f"gen_tokens must be [B, K, T], got {tuple(gen_tokens.shape)}")
+        shape = getattr(gen_tokens, "shape", ())
+        check(
+            isinstance(gen_tokens, Tensor) and len(shape) == 3,
+            f"gen_tokens must be [B, K, T], got {type(gen_tokens).__name__} {tuple(shape)}",
+        )
         with torch.no_grad():
             return self.compression_model.decode(gen_tokens, None)
 
-    def _check_prompt(self, prompt: Tensor, sample_rate: int) -> Tensor:
-        """The prompt `[B, C, T]` at the model's rate and channels."""
-        if prompt.dim() == 2:
-            prompt = prompt[None]
-        check(
-            prompt.dim() == 3,
-            "prompt should have 3 dimensions: [B, C, T] (C = 1), or 2 for a single one, got "
-            f"{tuple(prompt.shape)}",
-        )
-        check(
-            prompt.is_floating_point() and prompt.numel() > 0,
-            "prompt must be floating-point audio with at least one sample, got "
-            f"{prompt.dtype} {tuple(prompt.shape)}",
-        )
-        check(bool(torch.isfinite(prompt).all()), "prompt must be finite, got NaN or infinite")
-        check(
-            sample_rate == int(sample_rate) and sample_rate > 0,
-            f"prompt_sample_rate must be a positive number of Hz, got {sample_rate}",
-        )
-        return convert_audio(prompt, int(sample_rate), self.sample_rate, self.audio_channels)
+    def _prompt(self, prompt: Tensor, sample_rate: int) -> Tensor:
+        return prompt_audio(prompt, sample_rate, self.sample_rate, self.audio_channels)
 
     @torch.no_grad()
     def _start(
@@ -387,14 +373,14 @@ class AudioGen:
         batch_invariant: bool | None,
     ) -> WindowedGeneration:
         """Everything but the decoding itself: checks, text, prompt codes, keys."""
-        attributes = self._attributes(descriptions)
+        attributes = description_attributes(descriptions)
         batch = len(attributes)
         check(
             prompt is None or len(prompt) == batch,
             f"descriptions must have one entry per prompt ({0 if prompt is None else len(prompt)})"
             f", got {batch}",
         )
-        _check_duration(self.duration)
+        duration = duration_seconds(self.duration)
         params = self.generation_params
         cfg_coef = self.lm.cfg_coef if params["cfg_coef"] is None else params["cfg_coef"]
         codes = torch.zeros(batch, self.lm.n_q, 0, dtype=torch.long, device=self.device)
@@ -406,7 +392,7 @@ class AudioGen:
             )
         keys = make_keys(seed, generator, batch, self.device)
         plan = WindowPlan(
-            duration=self.duration,
+            duration=duration,
             max_duration=self.max_duration,
             stride=self.extend_stride,
             frame_rate=self.frame_rate,
@@ -425,26 +411,6 @@ class AudioGen:
         return WindowedGeneration(
             self.lm, self.engine, plan, codes, groups, sampling, keys, cfg_coef
         )
-
-    def _attributes(self, descriptions: Sequence[str | None]) -> list[ConditioningAttributes]:
-        check(
-            not isinstance(descriptions, str | bytes),
-            f"descriptions must be a list of texts, got the bare string {descriptions!r}; "
-            "pass [description]",
-        )
-        try:
-            descriptions = list(descriptions)
-        except TypeError:
-            raise InvalidInputError(
-                f"descriptions must be a list of texts, got {type(descriptions).__name__}"
-            ) from None
-        check(len(descriptions) > 0, "descriptions must hold at least one text, got none")
-        for index, text in enumerate(descriptions):
-            check(
-                text is None or isinstance(text, str),
-                f"descriptions[{index}] must be a text or None, got {type(text).__name__}",
-            )
-        return [ConditioningAttributes(text={"description": text}) for text in descriptions]
 
     def _steps(self, run: WindowedGeneration, progress: bool) -> Iterator[None]:
         """Run the generation, reporting every step, also where an engine makes several at once."""
@@ -485,13 +451,6 @@ class AudioGen:
         audio = decoder.push(run.codes()[..., sent:], last=True)
         if audio is not None:
             yield audio
-
-
-def _check_duration(duration: float) -> None:
-    check(
-        math.isfinite(duration) and 0 < duration <= MAX_DURATION,
-        f"duration must lie in (0, {MAX_DURATION:g}] seconds, got {duration}",
-    )
 
 
 def _print_progress(done: int, total: int) -> None:

@@ -1,7 +1,6 @@
 """What an engine is given, and what an engine is."""
 
-import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from audiogen_fast.errors import check
+from audiogen_fast.generation.arguments import integer, number, seed_list, seed_value
 from audiogen_fast.modules.codebooks_patterns import Pattern
 from audiogen_fast.modules.conditioners import ConditionTensors
 
@@ -29,15 +29,18 @@ class SamplingParams:
     """Draw among the most likely codes that together reach this; takes precedence over top_k."""
 
     def __post_init__(self) -> None:
+        plain = {
+            "temperature": number("temperature", self.temperature),
+            "top_k": integer("top_k", self.top_k, least=0),
+            "top_p": number("top_p", self.top_p),
+        }
         check(
-            0.0 <= self.temperature < float("inf"),
+            0.0 <= plain["temperature"] < float("inf"),
             f"temperature must be a finite number >= 0, got {self.temperature}",
         )
-        check(
-            isinstance(self.top_k, int) and self.top_k >= 0,
-            f"top_k must be an int >= 0, got {self.top_k!r}",
-        )
-        check(0.0 <= self.top_p <= 1.0, f"top_p must lie in [0, 1], got {self.top_p}")
+        check(0.0 <= plain["top_p"] <= 1.0, f"top_p must lie in [0, 1], got {self.top_p}")
+        for name, value in plain.items():  # a frozen dataclass has no other way
+            object.__setattr__(self, name, value)
 
     @property
     def greedy(self) -> bool:
@@ -114,7 +117,7 @@ class Engine(Protocol):
 
 
 def make_keys(
-    seed: int | list[int] | None,
+    seed: int | Sequence[int] | Tensor | None,
     generator: torch.Generator | None,
     batch: int,
     device: torch.device,
@@ -122,24 +125,20 @@ def make_keys(
     """Keys of a batch.
 
     Args:
-        seed: an int gives row i the key (seed, i); a list gives row i the key (seed[i], 0), so
-            that a description's sound does not depend on its place in the batch.
+        seed: an int gives row i the key (seed, i); a list, an array or a tensor gives row i the
+            key (seed[i], 0), so that a description's sound does not depend on its place in the
+            batch.
         generator: source of one seed when `seed` is None; torch's default one if None.
     """
-    if isinstance(seed, list | tuple):
+    seed = seed_list(seed)
+    if isinstance(seed, list):
         check(len(seed) == batch, f"seed must have one int per sound ({batch}), got {len(seed)}")
-        seeds, items = list(seed), [0] * batch
+        seeds, items = seed, [0] * batch
     else:
         if seed is None:
             high = 2**62
             device_of_draw = "cpu" if generator is None else generator.device
             seed = int(torch.randint(high, (1,), generator=generator, device=device_of_draw).item())
         seeds, items = [seed] * batch, list(range(batch))
-    for value in seeds:
-        check(
-            hasattr(value, "__index__") and -(2**63) <= value < 2**64,
-            f"seed must be an int in -2^63..2^64 - 1, got {value!r}",
-        )
-    seeds = [operator.index(value) for value in seeds]
-    signed = [value - 2**64 if value >= 2**63 else value for value in seeds]
-    return Keys(torch.tensor(signed, device=device), torch.tensor(items, device=device))
+    seeds = [seed_value(value) for value in seeds]
+    return Keys(torch.tensor(seeds, device=device), torch.tensor(items, device=device))

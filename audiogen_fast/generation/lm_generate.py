@@ -1,6 +1,6 @@
 """Generation with a language model alone: conditions and prompt codes in, codes out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -151,7 +151,7 @@ def generate(
     remove_prompts: bool = False,
     check_sequence: bool = False,
     callback: Callable[[int, int], object] | None = None,
-    seed: int | list[int] | None = None,
+    seed: int | Sequence[int] | Tensor | None = None,
     generator: torch.Generator | None = None,
     batch_invariant: bool = False,
     engine: str | Engine = "auto",

@@ -1,5 +1,6 @@
 """The public interface: sounds, seeds, streams, cancelling, and what a mistake looks like."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +51,32 @@ def test_a_seed_gives_the_same_codes_and_another_does_not(model):
     assert torch.equal(tokens(model, seed=1), first)
     assert not torch.equal(tokens(model, seed=2), first)
     assert not torch.equal(first[0], first[1])
+
+
+def test_seeds_may_come_in_any_sequence_array_or_tensor(model):
+    expected = tokens(model, TEXTS[:2], seed=[1, 2])
+    for seeds in ((1, 2), range(1, 3), np.array([1, 2], dtype=np.uint8), torch.tensor([1, 2])):
+        assert torch.equal(tokens(model, TEXTS[:2], seed=seeds), expected), seeds
+    expected = tokens(model, TEXTS[:2], seed=5)
+    for seed in (np.int64(5), torch.tensor(5), np.array(5)):
+        assert torch.equal(tokens(model, TEXTS[:2], seed=seed), expected), seed
+
+
+def test_numbers_may_be_those_of_other_libraries(model):
+    model.set_generation_params(duration=0.4, top_k=5, temperature=0.5, top_p=0.25, cfg_coef=2)
+    expected, stored = tokens(model, TEXTS[:1], seed=1), dict(model.generation_params)
+    model.set_generation_params(
+        duration=torch.tensor(0.4, dtype=torch.float64),
+        top_k=np.int64(5),
+        temperature=np.float32(0.5),
+        top_p=torch.tensor(0.25),
+        cfg_coef=np.float64(2),
+    )
+    assert model.generation_params == stored
+    assert [type(stored[name]) for name in ("top_k", "temp", "top_p")] == [int, float, float]
+    assert torch.equal(tokens(model, TEXTS[:1], seed=1), expected)
+    audio = model.generate_unconditional(np.int64(2), seed=4)
+    assert torch.equal(audio, model.generate_unconditional(2, seed=4))
 
 
 def test_draws_do_not_depend_on_the_batch(model):
@@ -274,6 +301,42 @@ MISTAKES = {
     "guidance": (lambda m: m.set_generation_params(cfg_coef=float("inf")), "cfg_coef.*inf"),
     "top_k": (lambda m: m.set_generation_params(top_k=-1), "top_k.*-1"),
     "codes": (lambda m: m.generate_audio(torch.zeros(4, 5)), r"\[B, K, T\]"),
+    "text temperature": (lambda m: m.set_generation_params(temperature="1"), "temperature.*'1'"),
+    "text top_p": (lambda m: m.set_generation_params(top_p=None), "top_p.*None"),
+    "fraction top_k": (lambda m: m.set_generation_params(top_k=2.5), "top_k.*2.5"),
+    "text duration": (lambda m: m.set_generation_params(duration="5"), "duration.*'5'"),
+    "text stride": (lambda m: m.set_generation_params(extend_stride="2"), "extend_stride.*'2'"),
+    "text guidance": (lambda m: m.set_generation_params(cfg_coef="3"), "cfg_coef.*'3'"),
+    "surrogate": (lambda m: m.generate(["a", "\ud83d dog"]), r"descriptions\[1\].*ud83d dog"),
+    "text seed": (lambda m: m.generate(["a", "b"], seed="12"), "seed.*'12'"),
+    "fraction seed": (lambda m: m.generate(["a"], seed=np.array([1.5])), "seed.*1.5"),
+    "nested seeds": (lambda m: m.generate(["a"], seed=torch.tensor([[1, 2]])), r"seed.*\[1, 2\]"),
+    "large seed": (lambda m: m.generate(["a"], seed=[2**64]), "seed.*18446744073709551616"),
+    "3 samples": (lambda m: m.generate_unconditional("3"), "num_samples.*'3'"),
+    "list prompt": (lambda m: m.generate_continuation([[0.1]], 16000), "prompt must.*list"),
+    "array prompt": (
+        lambda m: m.generate_continuation(np.zeros((1, 1, 99), np.float32), 16000),
+        "prompt must.*ndarray",
+    ),
+    "rate None": (lambda m: m.generate_continuation(wave(1, 1, 99), None), "prompt_sample_rate"),
+    "rate NaN": (
+        lambda m: m.generate_continuation(wave(1, 1, 99), float("nan")),
+        "prompt_sample_rate.*nan",
+    ),
+    "rate infinite": (
+        lambda m: m.generate_continuation(wave(1, 1, 99), float("inf")),
+        "prompt_sample_rate.*inf",
+    ),
+    "text rate": (
+        lambda m: m.generate_continuation(wave(1, 1, 99), "16000"),
+        "prompt_sample_rate.*'16000'",
+    ),
+    "prompt of nothing": (
+        lambda m: m.generate_continuation(wave(1, 1, 1), 44100),
+        "prompt.*16000 Hz, got 1 at 44100 Hz",
+    ),
+    "array of codes": (lambda m: m.generate_audio(np.zeros((1, 4, 5), np.int64)), "ndarray"),
+    "text chunk": (lambda m: m.generate_stream(["a"], chunk_duration="1"), "chunk_duration.*'1'"),
     "chunk": (lambda m: m.generate_stream(["a"], chunk_duration=0), "chunk_duration.*0"),
     "no rate": (lambda m: m.generate_stream(["a"], prompt=wave(1, 99)), "prompt_sample_rate"),
 }
