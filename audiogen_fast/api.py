@@ -195,7 +195,7 @@ class AudioGen:
         top_p: float = 0.0,
         temperature: float = 1.0,
         duration: float = 10.0,
-        cfg_coef: float = 3.0,
+        cfg_coef: float | None = 3.0,
         two_step_cfg: bool = False,
         extend_stride: float = 2,
         *,
@@ -209,7 +209,7 @@ class AudioGen:
             top_p: draw among the codes that together reach this; takes precedence over top_k.
             temperature: divides the logits; 0 is the same as no sampling.
             duration: seconds of a clip.
-            cfg_coef: strength of classifier-free guidance.
+            cfg_coef: strength of classifier-free guidance; None for the model's own.
             two_step_cfg: encode conditional and unconditional half apart.
             extend_stride: seconds by which each window of a clip longer than `max_duration`
                 advances.

@@ -46,10 +46,12 @@ def duration_seconds(value: Any) -> float:
     return duration
 
 
-def guidance_strength(value: Any) -> float:
-    """The argument `cfg_coef`."""
+def guidance_strength(value: Any) -> float | None:
+    """The argument `cfg_coef`; None, the model's own strength, stays None."""
+    if value is None:
+        return None
     strength = number("cfg_coef", value)
-    check(math.isfinite(strength), f"cfg_coef must be a finite number, got {value}")
+    check(math.isfinite(strength), f"cfg_coef must be a finite number or None, got {value}")
     return strength
 
 

@@ -130,6 +130,17 @@ def test_one_choice_left_is_the_most_likely_one(model):
     assert not torch.equal(tokens(model, seed=9), greedy)
 
 
+def test_no_strength_of_guidance_is_that_of_the_model(model, monkeypatch):
+    monkeypatch.setattr(model.lm, "cfg_coef", 7.0)
+    for strength in (7.0, 3.0, None):
+        model.set_generation_params(duration=0.4, use_sampling=False, cfg_coef=strength)
+        assert model.generation_params["cfg_coef"] == strength
+        codes = tokens(model)
+        if strength == 7.0:
+            expected = codes
+        assert torch.equal(codes, expected) == (strength != 3.0)
+
+
 def test_unconditional_sounds_are_descriptions_of_nothing(model):
     audio, codes = model.generate_unconditional(2, return_tokens=True, seed=4)
     assert audio.shape == (2, 1, 6400)
