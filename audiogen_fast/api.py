@@ -207,7 +207,7 @@ class AudioGen:
             use_sampling: draw codes at random; otherwise take the most likely ones.
             top_k: draw among this many codes; 0 for all.
             top_p: draw among the codes that together reach this; takes precedence over top_k.
-            temperature: divides the logits; 0 is the same as no sampling.
+            temperature: divides the logits; 0, or less than 1e-6, is the same as no sampling.
             duration: seconds of a clip.
             cfg_coef: strength of classifier-free guidance; None for the model's own.
             two_step_cfg: encode conditional and unconditional half apart.

@@ -13,6 +13,9 @@ from audiogen_fast.modules.codebooks_patterns import Pattern
 from audiogen_fast.modules.conditioners import ConditionTensors
 
 UNKNOWN = -1  # a code that has not been generated yet
+SMALLEST_TEMPERATURE = 1e-6
+"""Below it nothing is drawn: float32 logits divided by less can be infinite, and infinite logits
+have no softmax."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class SamplingParams:
     use_sampling: bool = True
     """Draw at random; otherwise take the most likely code."""
     temperature: float = 1.0
-    """Divides the logits; 0 means the most likely code."""
+    """Divides the logits; below `SMALLEST_TEMPERATURE` the most likely code is taken."""
     top_k: int = 250
     """Draw among the k most likely codes (and those tied with the last); 0 for all of them."""
     top_p: float = 0.0
@@ -44,7 +47,8 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        return not self.use_sampling or self.temperature == 0.0
+        """Whether the most likely code is taken; the one place that decides it for all engines."""
+        return not self.use_sampling or self.temperature < SMALLEST_TEMPERATURE
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def test_a_seed_leaves_the_global_generator_alone(model):
 def test_one_choice_left_is_the_most_likely_one(model):
     model.set_generation_params(duration=0.4, use_sampling=False)
     greedy = tokens(model)
-    for params in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 0.0}):
+    cold = ({"temperature": t} for t in (0.0, 1e-45, 1e-38, 9e-7, 1e-6))
+    for params in ({"top_k": 1}, {"top_p": 1e-6}, *cold):
         model.set_generation_params(duration=0.4, **params)
         assert torch.equal(tokens(model, seed=9), greedy), params
     model.set_generation_params(duration=0.4, temperature=1.5)

@@ -110,6 +110,18 @@ def test_unwritten_cache_is_never_read(model, monkeypatch):
     assert torch.equal(logits_of(monkeypatch, lm), expected)
 
 
+@pytest.mark.parametrize("engine", ["eager", "native"])
+def test_a_temperature_near_zero_takes_the_most_likely_codes(model, engine):
+    """Logits divided by 1e-38 are infinite, and have no softmax to draw from."""
+    lm = model.lm
+    options = {"conditions": conditions(), "max_gen_len": 10, "seed": 4, "engine": engine}
+    greedy = lm.generate(**options, use_sampling=False)
+    for temperature in (1e-45, 1e-38, 9e-7):
+        assert torch.equal(lm.generate(**options, temp=temperature), greedy), temperature
+    # The smallest with which codes are drawn: they are finite, and so the most likely ones.
+    assert torch.equal(lm.generate(**options, temp=1e-6), greedy)
+
+
 def test_guidance_shortcuts(model):
     lm = model.lm
     assert [g.rows for g in make_groups(lm, conditions(), 2, 3.0, False)] == [4]

@@ -16,6 +16,7 @@ CALLS = {
     "one": (TEXTS[:1], {}),
     "greedy": (TEXTS, {"use_sampling": False}),
     "temperature 0": (TEXTS, {"temperature": 0.0}),
+    "temperature near 0": (TEXTS, {"temperature": 1e-38}),
     "top_p": (TEXTS, {"top_p": 0.8}),
     "top_k": (TEXTS, {"top_k": 3}),
     "all": (TEXTS, {"top_k": 0}),
