@@ -14,6 +14,7 @@ from tqdm import tqdm
 from audiogen_fast.api import AudioGen
 from audiogen_fast.cli.items import OF_ONE_SOUND, Item, items_to_continue, items_to_generate
 from audiogen_fast.cli.manifest import Manifest
+from audiogen_fast.cli.output import output_folder
 from audiogen_fast.cli.parser import PROGRAM
 from audiogen_fast.cli.progress import SoundProgress
 from audiogen_fast.data.audio import audio_read, audio_write
@@ -53,7 +54,9 @@ class _Run:
         if finished:
             self._note(f"{len(finished)} of {len(self.items)} files are there already")
         if todo:
-            self._make(todo)
+            # Found now, and not when the first batch is to be written.
+            with output_folder(self.folder):
+                self._make(todo)
         return self._report({item.name for item in finished})
 
     def _make(self, items: list[Item]) -> None:

@@ -99,6 +99,19 @@ def test_invalid_input_ends_with_2_and_one_line(arguments, message, tmp_path, ca
     assert not output.exists()
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc", "/proc/new/folder"])
+def test_an_output_that_cannot_be_written_is_found_before_loading(
+    place, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "file").write_text("here")
+    output = tmp_path / place  # an absolute place stays as it is
+    monkeypatch.delattr("audiogen_fast.api.AudioGen.get_pretrained")
+    assert main(["generate", "rain", "--model", "debug", "--output", str(output)]) == 2
+    message = error_of(capsys)
+    assert f"--output must be a folder that can be written to, got {output}: " in message
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_failures_end_with_1_and_one_line(tmp_path, capsys):
     broken = tmp_path / "model"
     broken.mkdir()
