@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import re
 import sys
 import unicodedata
@@ -76,6 +77,38 @@ def _check_prompt(path: Path, prompt_duration: float | None, duration: float) ->
         seconds < duration,
         f"{path}: the {seconds:.2f} s to continue must be shorter than --duration, got "
         f"{duration:g} s; --prompt-duration takes less of it",
+    )
+
+
+def check_prompt_frames(
+    item: Item, sample_rate: int, frame_rate: float, duration: float, window: float
+) -> None:
+    """Whether the model can continue the item's recording, which its seconds alone do not tell.
+
+    Args:
+        sample_rate, frame_rate: of the model.
+        duration, window: seconds of the sound, and of one window of the model.
+    Raises:
+        InvalidInputError: it has no sample, or as many frames as the sound or a window, or more.
+    """
+    info, most = audio_info(item.prompt), item.settings["prompt_duration"]
+    given = round(info.duration * info.sample_rate)
+    if most is not None:
+        given = min(given, int(most * info.sample_rate))
+    samples = sample_rate * given // info.sample_rate
+    check(
+        samples > 0,
+        f"{item.prompt}: there must be something to continue, got {given} samples at "
+        f"{info.sample_rate} Hz; --prompt-duration says how much of it is taken",
+    )
+    # The codec rounds up to whole frames; the margin is for rates that are no whole number.
+    frames = math.ceil(samples / sample_rate * frame_rate - 1e-6)
+    limit = int(min(duration, window) * frame_rate)
+    what = f"--duration {duration:g}" if duration <= window else f"the model's window of {window:g}"
+    check(
+        frames < limit,
+        f"{item.prompt}: the {samples / sample_rate:.2f} s to continue ({frames} frames) must be "
+        f"shorter than {what} s ({limit} frames); --prompt-duration takes less of it",
     )
 
 

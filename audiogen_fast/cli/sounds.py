@@ -12,7 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audiogen_fast.api import AudioGen
-from audiogen_fast.cli.items import OF_ONE_SOUND, Item, items_to_continue, items_to_generate
+from audiogen_fast.cli.items import (
+    OF_ONE_SOUND,
+    Item,
+    check_prompt_frames,
+    items_to_continue,
+    items_to_generate,
+)
 from audiogen_fast.cli.manifest import Manifest
 from audiogen_fast.cli.output import output_folder
 from audiogen_fast.cli.parser import PROGRAM
@@ -64,6 +70,7 @@ class _Run:
         start = time.perf_counter()
         model = _load(self.args)
         self.timings["loading"] = time.perf_counter() - start
+        _check_prompts(items, model)
         with SoundProgress(model, len(items), self.args.quiet) as progress:
             for batch in _batches(items, self.args.batch_size, model):
                 start = time.perf_counter()
@@ -164,6 +171,15 @@ def choose_device(name: str | None) -> torch.device | None:
         return None if name is None else torch.device(name)
     except RuntimeError:
         raise InvalidInputError(f"--device must be such as cpu or cuda:0, got {name!r}") from None
+
+
+def _check_prompts(items: list[Item], model: AudioGen) -> None:
+    """All of them before the first batch: one that is too long would stop what comes after it."""
+    for item in items:
+        if item.prompt is not None:
+            check_prompt_frames(
+                item, model.sample_rate, model.frame_rate, model.duration, model.max_duration
+            )
 
 
 def _batches(items: list[Item], size: int, model: AudioGen) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ import torch
 
 from audiogen_fast.api import AudioGen
 from audiogen_fast.cli import main
-from audiogen_fast.data.audio import audio_info, audio_read
+from audiogen_fast.data.audio import audio_info, audio_read, audio_write
 from audiogen_fast.data.audio_utils import normalize_audio
 
 TEXTS = ("A dog, barking!", "rain", "footsteps in a long empty corridor at night")
@@ -210,6 +210,40 @@ def test_recordings_of_different_lengths_are_continued(
         )
         found, _ = audio_read(report["files"][index]["path"])
         torch.testing.assert_close(found, expected, rtol=0, atol=1.01 / 2**15)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "message"),
+    [
+        (3.2, ["--duration", "4"], "3.20 s to continue (160 frames) must be shorter than the "
+         "model's window of 3 s (150 frames)"),
+        (3.0, ["--duration", "4"], "3.00 s to continue (150 frames)"),
+        # the codec makes 30 frames of it, and 0.6 s have no more
+        (0.59, ["--duration", "0.6"], "0.59 s to continue (30 frames) must be shorter than "
+         "--duration 0.6 s (30 frames)"),
+        (1.0, ["--duration", "4", "--prompt-duration", "0.00002"], "got 0 samples at 22050 Hz"),
+        (2.97, ["--duration", "4"], None),
+        (0.58, ["--duration", "0.6"], None),
+        (3.2, ["--duration", "4", "--prompt-duration", "0.5"], None),
+    ],
+)  # fmt: skip
+def test_recordings_too_long_for_the_model_are_named_before_any_is_continued(
+    model_options, tmp_path, capsys, seconds, options, message
+):
+    short, long = tmp_path / "short.wav", tmp_path / "long.wav"
+    noise = torch.rand(1, round(seconds * 22050), generator=torch.Generator().manual_seed(0)) - 0.5
+    audio_write(short, noise[:, :4410], 22050, add_suffix=False)
+    audio_write(long, noise, 22050, add_suffix=False)
+    output = tmp_path / "out"
+    command = ["continue", str(short), str(long), *model_options, *options, "--output", str(output)]
+    status = main([*command, "--quiet"])
+    error = capsys.readouterr().err
+    if message is None:
+        assert (status, error, len(sounds(output))) == (0, "", 2)
+        return
+    assert status == 2 and not output.exists()
+    assert message in error and "--prompt-duration" in error
+    assert (str(short) if "0 samples" in message else str(long)) in error
 
 
 def test_only_the_start_of_a_recording_is_continued(
