@@ -12,6 +12,7 @@ from torch import nn
 from audiogen_fast.config import Config
 from audiogen_fast.errors import CheckpointError, InvalidInputError
 from audiogen_fast.models.encodec import CompressionModel, EncodecModel
+from audiogen_fast.models.hub import HubOptions
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.stereo import InterleaveStereoCompressionModel
 from audiogen_fast.modules.codebooks_patterns import (
@@ -106,12 +107,14 @@ def get_conditioner_provider(
     cfg: Config,
     text_encoders: Path | None = None,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> ConditioningProvider:
     """The conditioners `conditioners` describes; only text ones exist here.
 
     Args:
         text_encoders: folder that may hold a text encoder under its name.
         local_files_only: never download one.
+        cache_dir: folder for downloads; None for the environment's, as in `HubOptions`.
     """
     conditioners: dict[str, TextConditioner] = {}
     for name, options in (cfg.get("conditioners") or {}).items():
@@ -128,6 +131,7 @@ def get_conditioner_provider(
         if issubclass(cls, PretrainedTextConditioner):
             arguments["path"] = _beside(text_encoders, arguments.get("name", ""))
             arguments["local_files_only"] = local_files_only
+            arguments["cache_dir"] = HubOptions(cache_dir=cache_dir).cache
         arguments = _select(arguments, f"conditioners.{name}", cls)
         conditioners[name] = cls(output_dim=output_dim, **arguments)
     return ConditioningProvider(conditioners)
@@ -152,12 +156,13 @@ def get_lm_model(
     cfg: Config,
     text_encoders: Path | None = None,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
     **factory_options: Any,
 ) -> LMModel:
     """The language model of a configuration, with fresh weights.
 
     Args:
-        text_encoders, local_files_only: see `get_conditioner_provider`.
+        text_encoders, local_files_only, cache_dir: see `get_conditioner_provider`.
         factory_options: `device` and `dtype` of the transformer.
     """
     kind = cfg.get("lm_model")
@@ -178,7 +183,7 @@ def get_lm_model(
     )
     return LMModel(
         get_codebooks_pattern_provider(options["n_q"], pattern),
-        get_conditioner_provider(options["dim"], cfg, text_encoders, local_files_only),
+        get_conditioner_provider(options["dim"], cfg, text_encoders, local_files_only, cache_dir),
         fuser,
         cfg_dropout=guidance.get("training_dropout", 0.0),
         cfg_coef=guidance.get("inference_coef", 1.0),

@@ -134,7 +134,9 @@ def _load_lm(
     dtype = resolve_dtype(dtype, device)
     checkpoint = _read(place, "lm")
     encoders = _text_encoders(place, checkpoint.cfg)
-    model: LMModel = _build(checkpoint, builders.get_lm_model, encoders, place.offline)
+    model: LMModel = _build(
+        checkpoint, builders.get_lm_model, encoders, place.offline, place.options.cache
+    )
     for conditioner in model.condition_provider.conditioners.values():
         if isinstance(conditioner, PretrainedTextConditioner):
             conditioner.prepare()

@@ -34,7 +34,7 @@ class EncoderConditioner(PretrainedTextConditioner):
         name: a folder, or the id of a hub repository.
         output_dim: width of the language model.
         dim: width of the encoder's vectors; None reads it from the encoder's `config.json` now.
-        finetune, word_dropout, path, local_files_only: see the base.
+        finetune, word_dropout, path, local_files_only, cache_dir: see the base.
         max_length: tokens that a text may have, those that the tokenizer adds included; longer
             ones are cut, with one warning. None: what the encoder can take.
     """
@@ -51,6 +51,7 @@ class EncoderConditioner(PretrainedTextConditioner):
         max_length: int | None = None,
         path: str | Path | None = None,
         local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
         device=None,
     ):
         named = isinstance(name, str) and bool(encoder_folders(name))
@@ -58,8 +59,10 @@ class EncoderConditioner(PretrainedTextConditioner):
         _check_number("dim", dim, _MAX_DIM)
         _check_number("max_length", max_length, _NO_LIMIT)
         if dim is None:
-            dim = _width(str(path or name), local_files_only)
-        super().__init__(name, dim, output_dim, finetune, word_dropout, path, local_files_only)
+            dim = _width(str(path or name), local_files_only, cache_dir)
+        super().__init__(
+            name, dim, output_dim, finetune, word_dropout, path, local_files_only, cache_dir
+        )
         self.max_length = max_length
         self.limit: int | None = None
         """Tokens that texts are cut to, once the encoder is loaded; None: they are not."""
@@ -81,10 +84,9 @@ class EncoderConditioner(PretrainedTextConditioner):
         # Imported here: transformers takes seconds, and not every model has text.
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(
-            self.source, local_files_only=self.local_files_only, trust_remote_code=False
-        )
-        read = read_encoder(self.source, self.local_files_only)
+        where = {"local_files_only": self.local_files_only, "cache_dir": self.cache_dir}
+        tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False, **where)
+        read = read_encoder(self.source, **where)
         self._stored, self._prefix = read.stored, read.prefix
         return read.encoder, tokenizer, read.missing
 
@@ -171,12 +173,15 @@ def most_tokens(encoder: nn.Module) -> int | None:
     return getattr(encoder.config, "max_position_embeddings", None)
 
 
-def _width(source: str, local_files_only: bool) -> int:
+def _width(source: str, local_files_only: bool, cache_dir: str | Path | None) -> int:
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(
-            source, local_files_only=local_files_only, trust_remote_code=False
+            source,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+            trust_remote_code=False,
         )
         return config.hidden_size
     except Exception as error:  # damaged files raise errors of many libraries

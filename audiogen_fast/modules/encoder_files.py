@@ -61,7 +61,9 @@ class Read:
     """Names of parameters that the files lack, which are random."""
 
 
-def read_encoder(source: str, local_files_only: bool = False) -> Read:
+def read_encoder(
+    source: str, local_files_only: bool = False, cache_dir: str | Path | None = None
+) -> Read:
     """An encoder in float32, in evaluation mode, without its pooler.
 
     Of an encoder-decoder only the encoder is kept. Weights come from safetensors, never from
@@ -69,15 +71,16 @@ def read_encoder(source: str, local_files_only: bool = False) -> Read:
 
     Args:
         source: a folder, or the id of a hub repository.
+        local_files_only: never download.
+        cache_dir: folder for downloads; None for the hub's own.
     Raises:
         CheckpointError: `INT8_FILE` is damaged or something else.
         Exception: whatever transformers raises about other files.
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(
-        source, local_files_only=local_files_only, trust_remote_code=False
-    )
+    where = {"local_files_only": local_files_only, "cache_dir": cache_dir}
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
     cls = _class_of(config)
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
     int8 = Path(source, INT8_FILE)
@@ -88,8 +91,9 @@ def read_encoder(source: str, local_files_only: bool = False) -> Read:
             None, config=config, state_dict=dequantized(stored), **options
         )
     else:
-        options["local_files_only"] = local_files_only
-        whole, found = cls.from_pretrained(source, config=config, use_safetensors=True, **options)
+        whole, found = cls.from_pretrained(
+            source, config=config, use_safetensors=True, **options, **where
+        )
     encoder, prefix = encoder_of(whole)
     names = {prefix + name for name in encoder.state_dict()}
     wrong = [*found["mismatched_keys"], *(found["unexpected_keys"] if stored is not None else ())]

@@ -134,6 +134,7 @@ class PretrainedTextConditioner(TextConditioner):
         word_dropout: probability of dropping each word, in training.
         path: folder with the encoder and tokenizer; None resolves `name` through the hub.
         local_files_only: never download.
+        cache_dir: folder for downloads; None for the hub's own.
     """
 
     STATE_NAME = ""
@@ -148,11 +149,12 @@ class PretrainedTextConditioner(TextConditioner):
         word_dropout: float,
         path: str | Path | None,
         local_files_only: bool,
+        cache_dir: str | Path | None,
     ):
         super().__init__(dim, output_dim)
         self.name, self.finetune, self.word_dropout = name, finetune, word_dropout
         self.source = str(path) if path is not None else name
-        self.local_files_only = local_files_only
+        self.local_files_only, self.cache_dir = local_files_only, cache_dir
         self.__dict__["_encoder"] = None
         self.__dict__["_tokenizer"] = None
 
@@ -197,7 +199,8 @@ class PretrainedTextConditioner(TextConditioner):
         """Use the encoder of another conditioner; a fine-tuned one, whose parameters may be spread
         over processes, is loaded from the same place instead, and is to get a state."""
         if self.finetune:
-            self.source, self.local_files_only = other.source, other.local_files_only
+            self.source, self.cache_dir = other.source, other.cache_dir
+            self.local_files_only = other.local_files_only
             self.load()
         else:
             other.load()
@@ -280,7 +283,7 @@ class T5Conditioner(PretrainedTextConditioner):
 
     Args:
         name: model of the T5 family, such as `t5-large`.
-        output_dim, finetune, word_dropout, path, local_files_only: see the base.
+        output_dim, finetune, word_dropout, path, local_files_only, cache_dir: see the base.
     """
 
     STATE_NAME = "t5"
@@ -306,19 +309,22 @@ class T5Conditioner(PretrainedTextConditioner):
         normalize_text: bool = False,
         path: str | Path | None = None,
         local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
         device=None,
         autocast_dtype: str | None = None,  # accepted for old configurations; always float32
     ):
         check(name in self.DIMS, f"T5 name must be one of {sorted(self.DIMS)}, got {name!r}")
         check(not normalize_text, "normalize_text is not supported (it needs spaCy)")
         dim = self.DIMS[name]
-        super().__init__(name, dim, output_dim, finetune, word_dropout, path, local_files_only)
+        super().__init__(
+            name, dim, output_dim, finetune, word_dropout, path, local_files_only, cache_dir
+        )
 
     def _read(self) -> tuple[nn.Module, Any, set[str]]:
         # Imported here: transformers takes seconds, and not every model has text.
         from transformers import AutoTokenizer, T5EncoderModel
 
-        options = {"local_files_only": self.local_files_only}
+        options = {"local_files_only": self.local_files_only, "cache_dir": self.cache_dir}
         tokenizer = AutoTokenizer.from_pretrained(self.source, **options)
         encoder, found = T5EncoderModel.from_pretrained(
             self.source, dtype=torch.float32, output_loading_info=True, **options

@@ -203,9 +203,10 @@ def test_local_files_only(online):
 
 
 def test_cache_folders(online):
-    """`AUDIOCRAFT_CACHE_DIR`, and the argument over it."""
-    assert (online["cache"] / "models--org--released").is_dir()
-    assert not (online["home"] / "hub" / "models--org--released").exists()
+    """`AUDIOCRAFT_CACHE_DIR`, for model and text encoder, and the argument over it."""
+    for repository in ("models--org--released", "models--t5-small"):
+        assert (online["cache"] / repository).is_dir()
+        assert not (online["home"] / "hub" / repository).exists()
     assert (online["home"] / "other" / "models--org--own").is_dir()
     assert online["results"]["other_cache"] == online["results"]["own"]
     assert downloads(online["requests"]["other_cache"])

@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from audiogen_fast.errors import CheckpointError, InvalidInputError
+from audiogen_fast.models.builders import get_conditioner_provider
 from audiogen_fast.modules.encoder_conditioner import EncoderConditioner
 from audiogen_fast.modules.encoder_files import (
     INT8_FILE,
@@ -376,3 +377,36 @@ def test_damaged_int8_files_are_refused(bert, tmp_path):
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(CheckpointError, match="must be of the format 'audiogen_fast text"):
         make(folder).prepare()
+
+
+def test_downloads_go_to_the_folder_that_is_given(bert, tmp_path):
+    """As the hub's client lays it out; nothing is downloaded here, so it must be found there."""
+    snapshot = tmp_path / "models--org--bert" / "snapshots" / ("0" * 40)
+    shutil.copytree(bert, snapshot)
+    (tmp_path / "models--org--bert" / "refs").mkdir()
+    (tmp_path / "models--org--bert" / "refs" / "main").write_text("0" * 40)
+    where = {"local_files_only": True, "cache_dir": tmp_path}
+    found = EncoderConditioner("org/bert", 12, **where).eval()
+    found.load()
+    assert found.dim == 32
+    expected = make(bert).encoder.state_dict()
+    assert all(torch.equal(t, expected[n]) for n, t in found.encoder.state_dict().items())
+    trained = EncoderConditioner("org/bert", 12, finetune=True, local_files_only=True, dim=32)
+    trained.share(found)
+    assert trained.cache_dir == tmp_path
+    with pytest.raises(CheckpointError, match="cannot load the text encoder 'org/bert'"):
+        EncoderConditioner("org/bert", 12, dim=32, local_files_only=True).load()
+
+
+@pytest.mark.parametrize("name", ["AUDIOGEN_FAST_CACHE_DIR", "AUDIOCRAFT_CACHE_DIR"])
+def test_the_environment_names_that_folder_too(monkeypatch, name):
+    monkeypatch.delenv("AUDIOGEN_FAST_CACHE_DIR", raising=False)
+    monkeypatch.setenv(name, "/downloads")
+    cfg = {"conditioners": {"description": {"model": "t5", "t5": {"name": "t5-small"}}}}
+    for given, expected in ((None, "/downloads"), ("/others", "/others")):
+        provider = get_conditioner_provider(8, cfg, cache_dir=given)
+        assert provider.conditioners["description"].cache_dir == expected
+    # A checkpoint does not choose where files are written to.
+    cfg["conditioners"]["description"]["t5"]["cache_dir"] = "/etc"
+    provider = get_conditioner_provider(8, cfg)
+    assert provider.conditioners["description"].cache_dir == "/downloads"
