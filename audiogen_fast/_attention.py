@@ -9,9 +9,13 @@ import functools
 import importlib
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from audiogen_fast._backend import BACKEND_VARIABLE, backend
+from audiogen_fast._backend import BACKEND_VARIABLE, backend, cuda_capability
 from audiogen_fast.errors import InvalidInputError, MissingDependencyError, check
+
+if TYPE_CHECKING:
+    import torch
 
 ATTENTION_VARIABLE = "AUDIOGEN_FAST_ATTENTION"
 _CHOICES = ("auto", "sdpa", "flash-attn", "FA3", "FA4")
@@ -19,15 +23,38 @@ _CHOICES = ("auto", "sdpa", "flash-attn", "FA3", "FA4")
 _FLASH_ATTN_CAPABILITY = (8, 0)
 
 
-@functools.cache
-def choose_attention() -> tuple[str, str]:
+def choose_attention(device: "torch.device | None" = None) -> tuple[str, str]:
     """Name and reason: 'sdpa', 'flash-attn', or 'FA3' or 'FA4', which it activates in torch.
 
+    Args:
+        device: of the tensors; None for the current CUDA device. Those of one machine may differ.
     Raises:
         InvalidInputError: `AUDIOGEN_FAST_ATTENTION` has an unknown value, or names something that
             this torch or this device does not have.
         MissingDependencyError: what it names is not installed.
     """
+    value, chosen = _choose_for_all()
+    if chosen is not None:
+        return chosen
+    capability, asked = cuda_capability(device), value != "auto"
+    if capability < _FLASH_ATTN_CAPABILITY:
+        reason = f"flash-attn needs compute capability 8.0, the device has {capability}"
+        check(not asked, f"{ATTENTION_VARIABLE}=flash-attn: {reason}")
+        return "sdpa", reason
+    function, reason = load_flash_attn()
+    if function is None:
+        if asked:
+            raise MissingDependencyError(
+                f"{ATTENTION_VARIABLE}=flash-attn: {reason}; "
+                "pip install 'audiogen-fast[flash-attn]'"
+            )
+        return "sdpa", reason
+    return "flash-attn", f"installed, and the device has compute capability {capability}"
+
+
+@functools.cache
+def _choose_for_all() -> tuple[str, tuple[str, str] | None]:
+    """What is asked for, and the choice, or None where that depends on the device."""
     import torch
 
     value = os.environ.get(ATTENTION_VARIABLE, "") or "auto"
@@ -36,28 +63,22 @@ def choose_attention() -> tuple[str, str]:
         f"{ATTENTION_VARIABLE} must be one of {', '.join(_CHOICES)}, got {value}",
     )
     if value == "sdpa":
-        return "sdpa", f"asked for by {ATTENTION_VARIABLE}"
+        return value, ("sdpa", f"asked for by {ATTENTION_VARIABLE}")
     if backend() == "reference":
-        return "sdpa", f"{BACKEND_VARIABLE}=reference"
+        return value, ("sdpa", f"{BACKEND_VARIABLE}=reference")
     if not torch.cuda.is_available():
         check(value == "auto", f"{ATTENTION_VARIABLE}={value} needs a CUDA device, there is none")
-        return "sdpa", "there is no CUDA device"
+        return value, ("sdpa", "there is no CUDA device")
     if value in ("FA3", "FA4"):
         _activate(value)
-        return value, f"activated in torch, asked for by {ATTENTION_VARIABLE}"
-    capability = torch.cuda.get_device_capability()
-    if capability < _FLASH_ATTN_CAPABILITY:
-        reason = f"flash-attn needs compute capability 8.0, the device has {capability}"
-        check(value == "auto", f"{ATTENTION_VARIABLE}={value}: {reason}")
-        return "sdpa", reason
-    function, reason = load_flash_attn()
-    if function is None:
-        if value != "auto":
-            raise MissingDependencyError(
-                f"{ATTENTION_VARIABLE}={value}: {reason}; pip install 'audiogen-fast[flash-attn]'"
-            )
-        return "sdpa", reason
-    return "flash-attn", f"installed, and the device has compute capability {capability}"
+        return value, (value, f"activated in torch, asked for by {ATTENTION_VARIABLE}")
+    return value, None
+
+
+def forget() -> None:
+    """Choose again; for tests, which change the environment and the devices."""
+    _choose_for_all.cache_clear()
+    load_flash_attn.cache_clear()
 
 
 @functools.cache

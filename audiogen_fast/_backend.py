@@ -5,8 +5,12 @@ import importlib
 import importlib.util
 import os
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from audiogen_fast.errors import check
+
+if TYPE_CHECKING:
+    import torch
 
 BACKEND_VARIABLE = "AUDIOGEN_FAST_BACKEND"
 _BACKENDS = ("auto", "reference")
@@ -49,24 +53,60 @@ def load_native() -> tuple[ModuleType | None, str | None]:
         return None, f"{type(error).__name__}: {error}"
 
 
-@functools.cache
-def why_no_triton() -> str | None:
+def why_no_triton(device: "torch.device | None" = None) -> str | None:
     """None where Triton kernels can be launched, else the reason in words.
 
     Under `TRITON_INTERPRET=1`, which must be set before triton is imported, they run on a CPU.
+
+    Args:
+        device: of the tensors; None for the current CUDA device. Those of one machine may differ.
     """
+    reason = _why_no_triton_anywhere()
+    if reason is not None or interprets_triton():
+        return reason
+    if device is not None and device.type != "cuda":
+        return f"the model is on {device}"
+    capability = cuda_capability(device)
+    if capability < (8, 0):
+        return f"they need compute capability 8.0, the device has {capability}"
+    return None
+
+
+def interprets_triton() -> bool:
+    """Whether Triton's interpreter runs its kernels, on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _why_no_triton_anywhere() -> str | None:
     if backend() == "reference":
         return f"turned off by {BACKEND_VARIABLE}=reference"
     # Not imported here: a report does not need it, and it takes a while.
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
     import torch
 
-    if not torch.cuda.is_available():
+    if not interprets_triton() and not torch.cuda.is_available():
         return "there is no CUDA device"
-    capability = torch.cuda.get_device_capability()
-    if capability < (8, 0):
-        return f"they need compute capability 8.0, the device has {capability}"
     return None
+
+
+def cuda_capability(device: "torch.device | None" = None) -> tuple[int, int]:
+    """Compute capability of a CUDA device; None, or no index, for the current one."""
+    import torch
+
+    index = None if device is None else device.index
+    return _capability(torch.cuda.current_device() if index is None else index)
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    import torch
+
+    return torch.cuda.get_device_capability(index)
+
+
+def forget() -> None:
+    """Find out again; for tests, which change the environment and the devices."""
+    _why_no_triton_anywhere.cache_clear()
+    _capability.cache_clear()

@@ -85,9 +85,9 @@ def test_kernels_and_attention_come_with_a_reason(monkeypatch):
         assert env_now["kernels"] == "not used (there is no CUDA device)"
         assert env_now["attention"] == "sdpa (there is no CUDA device)"
     monkeypatch.setenv("AUDIOGEN_FAST_BACKEND", "reference")
-    _backend.why_no_triton.cache_clear()
+    _backend.forget()
     try:
         line = "triton kernels: not used (turned off by AUDIOGEN_FAST_BACKEND=reference)"
         assert line in env.show_env().splitlines()
     finally:
-        _backend.why_no_triton.cache_clear()
+        _backend.forget()

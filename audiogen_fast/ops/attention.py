@@ -34,7 +34,7 @@ def scaled_dot_product_attention(
     Returns:
         `[B, H, T, d]` in the dtype of `q`.
     """
-    if q.device.type == "cuda" and choose_attention()[0] == "flash-attn":
+    if q.device.type == "cuda" and choose_attention(q.device)[0] == "flash-attn":
         plain = is_causal and mask is None and dropout == 0.0 and q.shape[2] == k.shape[2]
         fits = q.dtype in _HALF and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
         if plain and fits and not torch.is_grad_enabled():

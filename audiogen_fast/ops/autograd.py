@@ -1,10 +1,10 @@
 """The ops of training: one differentiable function each, the implementation chosen per device.
 
-On CUDA the Triton kernels, on a CPU `audiogen_fast.ops.cpu`; elsewhere, or with
-`AUDIOGEN_FAST_BACKEND=reference`, the definition in `audiogen_fast.ops.reference`. The fast forms
-are registered with torch (`audiogen_fast.ops.library`), so that `torch.compile(fullgraph=True)`,
-activation checkpointing and FSDP take them as they take torch's own. Gradients of gradients exist
-only in the reference.
+On CUDA the Triton kernels where they can be launched, on a CPU `audiogen_fast.ops.cpu`; elsewhere,
+or with `AUDIOGEN_FAST_BACKEND=reference`, the definition in `audiogen_fast.ops.reference`. The fast
+forms are registered with torch (`audiogen_fast.ops.library`), so that
+`torch.compile(fullgraph=True)`, activation checkpointing and FSDP take them as they take torch's
+own. Gradients of gradients exist only in the reference.
 
 Autocast: matrix products run in its dtype; norms, softmax, cross entropy and sums in float32.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from audiogen_fast.errors import check
 from audiogen_fast.ops import library, reference
-from audiogen_fast.ops.dispatch import fast_paths_enabled
+from audiogen_fast.ops.dispatch import fast_paths_enabled, kernels_run_on
 
 
 def uses_fast_path(tensor: Tensor) -> bool:
     """Whether these functions take the fast form for tensors like this one."""
     if tensor.device.type == "cuda":
-        return fast_paths_enabled() and tensor.dtype != torch.float64
+        return tensor.dtype != torch.float64 and kernels_run_on(tensor.device)
     return tensor.device.type == "cpu" and fast_paths_enabled()
 
 

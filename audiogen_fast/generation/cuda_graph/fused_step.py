@@ -15,8 +15,6 @@ adds to it) also leaves the statistics of the layer norm that comes next, so tha
 next product has to read whole rows for them.
 """
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -31,9 +29,7 @@ MOST_ROWS = 256
 
 def why_not_fused(rows: int, device: torch.device) -> str | None:
     """None if steps of so many rows are decoded by fused kernels there, else the reason."""
-    reason = why_no_triton()
-    if reason is None and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        reason = f"the model is on {device}"
+    reason = why_no_triton(device)
     if reason is None and rows > MOST_ROWS:
         reason = f"it is made for at most {MOST_ROWS} rows, these are {rows}"
     return reason
