@@ -109,9 +109,11 @@ def gelu(dtype: torch.dtype, backward: bool, *, quick: bool = True) -> Case:
     return Case(name, short(dtype), prepare, needed, plain, quick=quick, interpreted=False)
 
 
-def cross_attention(dtype: torch.dtype, backward: bool, *, quick: bool = True) -> Case:
-    """Attention of whole clips over their text, and its gradient."""
-    heads, width = DIM // 64, 64
+def cross_attention(
+    dtype: torch.dtype, backward: bool, *, width: int = 64, quick: bool = True
+) -> Case:
+    """Attention of whole clips over their text, and its gradient, with heads of that width."""
+    heads = DIM // width
 
     def prepare(device: torch.device) -> Call:
         from audiogen_fast.kernels import cross_attention_train as module
@@ -138,7 +140,8 @@ def cross_attention(dtype: torch.dtype, backward: bool, *, quick: bool = True) -
     needed = width * dtype.itemsize * (factor * positions + factor * text) + 8 * positions
     name = "cross_attention_backward" if backward else "cross_attention"
     plain = None if backward else reference
-    return Case(name, short(dtype), prepare, needed, plain, quick=quick, interpreted=False)
+    label = short(dtype) + ("" if width == 64 else f" d={width}")
+    return Case(name, label, prepare, needed, plain, quick=quick, interpreted=False)
 
 
 def cross_entropy(dtype: torch.dtype, *, quick: bool = True) -> Case:
@@ -214,6 +217,11 @@ def training_cases() -> list[Case]:
         *(gelu(full, backward, quick=False) for backward in (False, True)),
         *(cross_attention(bf16, backward) for backward in (False, True)),
         *(cross_attention(full, backward, quick=False) for backward in (False, True)),
+        *(
+            cross_attention(dtype, backward, width=width, quick=False)
+            for dtype, width in ((full, 128), (full, 256), (bf16, 256))
+            for backward in (False, True)
+        ),
         cross_entropy(bf16),
         cross_entropy(full, quick=False),
         rvq_decode(full),

@@ -303,6 +303,8 @@ def cross_attention(
                 *k.stride()[:3],
                 *v.stride()[:3],
                 **blocks,
+                # Rows of 1024 bytes spill registers with the usual four.
+                num_warps=8 if blocks["BLOCK_D"] * q.element_size() >= 1024 else 4,
                 **OPTIONS,
             )
     return out.transpose(1, 2), stats
@@ -357,8 +359,12 @@ def _blocks(q: Tensor, k: Tensor) -> dict[str, int]:
     """Sizes of the blocks: 16 is the least a matrix instruction takes."""
     D, L = q.shape[-1], k.shape[2]
     width = max(16, triton.next_power_of_2(D))
-    # float32 tiles and wide heads take more shared memory and registers.
-    most = 64 if width <= 64 and q.dtype != torch.float32 else 32
+    # float32 tiles and wide heads take more shared memory and registers. With 32 rows of 512 bytes
+    # the gradients need more than the 101376 bytes of an RTX 40, of 1024 more than an A100 has.
+    if width * q.element_size() >= 512:
+        most = 16
+    else:
+        most = 64 if width <= 64 and q.dtype != torch.float32 else 32
     return {
         "D": D,
         "BLOCK_T": most,

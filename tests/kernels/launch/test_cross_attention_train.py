@@ -18,6 +18,8 @@ SHAPES = [  # B, H, T, L, d, lengths, n_pad
     (3, 1, 37, 20, 24, [20, 0, 9], [1, 0, 0]),
     (2, 1, 70, 75, 64, [75, 33], [0, 40]),
     (1, 2, 3, 40, 96, [35], [7]),
+    (2, 1, 18, 33, 128, [33, 5], [0, 2]),
+    (1, 1, 17, 20, 256, [20], [3]),
 ]
 
 
@@ -67,6 +69,20 @@ def poisoned(monkeypatch):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_results_and_gradients(shape, dtype, poisoned):
     compare(*make(shape, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 64, 65, 128, 200, 256])
+def test_blocks_of_wide_heads_are_small(width, dtype):
+    """16 KiB, of which the gradients hold six: more than the 101376 bytes of an RTX 40 otherwise.
+
+    The compile tests of the cases d=128 and d=256 have the whole numbers.
+    """
+    q = torch.empty(1, 1, 504, width, dtype=dtype, device="meta")
+    blocks = module._blocks(q, q)
+    for name in ("BLOCK_T", "BLOCK_L"):
+        assert blocks[name] >= 16
+        assert blocks[name] * blocks["BLOCK_D"] * dtype.itemsize <= 16 * 1024
 
 
 @pytest.mark.parametrize("n_pad", [0, 1, 6])
