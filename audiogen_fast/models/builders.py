@@ -131,7 +131,7 @@ def get_conditioner_provider(
         if issubclass(cls, PretrainedTextConditioner):
             arguments["path"] = _beside(text_encoders, arguments.get("name", ""))
             arguments["local_files_only"] = local_files_only
-            arguments["cache_dir"] = HubOptions(cache_dir=cache_dir).cache
+            arguments["cache_dir"] = HubOptions(cache_dir=cache_dir).text_encoder_cache
         arguments = _select(arguments, f"conditioners.{name}", cls)
         conditioners[name] = cls(output_dim=output_dim, **arguments)
     return ConditioningProvider(conditioners)

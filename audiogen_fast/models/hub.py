@@ -46,8 +46,12 @@ class HubOptions:
 
     @property
     def cache(self) -> str | None:
+        return self.text_encoder_cache or os.environ.get("AUDIOCRAFT_CACHE_DIR") or None
+
+    @property
+    def text_encoder_cache(self) -> str | None:
+        """Without `AUDIOCRAFT_CACHE_DIR`: the original leaves text encoders in the hub's folder."""
         chosen = self.cache_dir or os.environ.get("AUDIOGEN_FAST_CACHE_DIR")
-        chosen = chosen or os.environ.get("AUDIOCRAFT_CACHE_DIR")
         return None if not chosen else str(chosen)
 
 

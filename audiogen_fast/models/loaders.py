@@ -135,7 +135,7 @@ def _load_lm(
     checkpoint = _read(place, "lm")
     encoders = _text_encoders(place, checkpoint.cfg)
     model: LMModel = _build(
-        checkpoint, builders.get_lm_model, encoders, place.offline, place.options.cache
+        checkpoint, builders.get_lm_model, encoders, place.offline, place.options.cache_dir
     )
     for conditioner in model.condition_provider.conditioners.values():
         if isinstance(conditioner, PretrainedTextConditioner):

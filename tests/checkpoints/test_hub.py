@@ -203,10 +203,14 @@ def test_local_files_only(online):
 
 
 def test_cache_folders(online):
-    """`AUDIOCRAFT_CACHE_DIR`, for model and text encoder, and the argument over it."""
-    for repository in ("models--org--released", "models--t5-small"):
-        assert (online["cache"] / repository).is_dir()
-        assert not (online["home"] / "hub" / repository).exists()
+    """`AUDIOCRAFT_CACHE_DIR`, of models alone as in the original, and the argument over it."""
+    hub = online["home"] / "hub"
+    for folder, other, repository in (
+        (online["cache"], hub, "models--org--released"),
+        (hub, online["cache"], "models--t5-small"),
+    ):
+        assert (folder / repository).is_dir()
+        assert not (other / repository).exists()
     assert (online["home"] / "other" / "models--org--own").is_dir()
     assert online["results"]["other_cache"] == online["results"]["own"]
     assert downloads(online["requests"]["other_cache"])
@@ -244,7 +248,7 @@ def test_offline(online, models, tools, hub):
         online["home"],
         HF_ENDPOINT=hub.address,
         HF_HUB_OFFLINE="1",
-        AUDIOGEN_FAST_CACHE_DIR=str(online["cache"]),
+        AUDIOCRAFT_CACHE_DIR=str(online["cache"]),
     )
     assert len(hub.log) == requests
     assert results["released"] == online["results"]["first"]

@@ -398,10 +398,9 @@ def test_downloads_go_to_the_folder_that_is_given(bert, tmp_path):
         EncoderConditioner("org/bert", 12, dim=32, local_files_only=True).load()
 
 
-@pytest.mark.parametrize("name", ["AUDIOGEN_FAST_CACHE_DIR", "AUDIOCRAFT_CACHE_DIR"])
-def test_the_environment_names_that_folder_too(monkeypatch, name):
-    monkeypatch.delenv("AUDIOGEN_FAST_CACHE_DIR", raising=False)
-    monkeypatch.setenv(name, "/downloads")
+def test_the_environment_names_that_folder_too(monkeypatch):
+    monkeypatch.setenv("AUDIOGEN_FAST_CACHE_DIR", "/downloads")
+    monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", "/models")  # of models alone, as in the original
     cfg = {"conditioners": {"description": {"model": "t5", "t5": {"name": "t5-small"}}}}
     for given, expected in ((None, "/downloads"), ("/others", "/others")):
         provider = get_conditioner_provider(8, cfg, cache_dir=given)
@@ -410,3 +409,5 @@ def test_the_environment_names_that_folder_too(monkeypatch, name):
     cfg["conditioners"]["description"]["t5"]["cache_dir"] = "/etc"
     provider = get_conditioner_provider(8, cfg)
     assert provider.conditioners["description"].cache_dir == "/downloads"
+    monkeypatch.delenv("AUDIOGEN_FAST_CACHE_DIR")
+    assert get_conditioner_provider(8, cfg).conditioners["description"].cache_dir is None
