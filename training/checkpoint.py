@@ -64,7 +64,8 @@ class Checkpoints:
         Args:
             common: parts whose values are the same in every process.
             own: parts without tensors that each process has its own values of.
-            metrics: of the last validation; the lowest `keep_best` among them is kept too.
+            metrics: of a validation of these very weights, else empty; the checkpoint with the
+                lowest `keep_best` is kept too.
         Returns:
             Its folder.
         """

@@ -150,7 +150,7 @@ class ParallelConfig:
 @dataclass
 class CheckpointConfig:
     every: int = 1000
-    """Updates between two checkpoints; one is also made at the end and on SIGTERM."""
+    """Updates between two checkpoints; one is also made after each epoch and on SIGTERM."""
     keep_last: int = 3
     """How many are kept, besides the best one."""
     keep_best: bool = True

@@ -73,7 +73,7 @@ class Solver(ABC):
         self.averages: dict[str, ModuleEMA] = {}
         self.schedules: dict[str, Schedule] = {}
         self.loader: Any = None
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}  # of the validation at this very step
         self.non_finite = 0
         self.watchdog: Watchdog | None = None
         self._stop: int | None = None
@@ -103,7 +103,11 @@ class Solver(ABC):
         """Metrics on the validation data, averaged over processes; {} without any."""
 
     def after_epoch(self, epoch: int) -> dict[str, dict[str, float]]:
-        """Other stages, such as generation, and their metrics by name; `epoch` counts from 1."""
+        """Other stages, such as generation, and their metrics by name; `epoch` counts from 1.
+
+        The epoch's checkpoint is written by then: what is to be in it belongs elsewhere. Stages
+        that take long call `progress`.
+        """
         return {}
 
     @classmethod
@@ -162,8 +166,12 @@ class Solver(ABC):
     def run(self) -> int:
         """Train to the end of the recipe, from the newest checkpoint if there is one.
 
+        At the end of an epoch it validates, saves, and only then comes to `after_epoch`, so that
+        whatever ends a long stage there finds everything saved.
+
         Returns:
-            0 at the end; the number of the signal that stopped it, after saving, before.
+            0 at the end; the number of the signal that stopped it, after saving, before. A
+            signal leaves out the stages after the save that it comes before.
         Raises:
             TrainingDiverged: see `safety` in the configuration.
         """
@@ -193,20 +201,24 @@ class Solver(ABC):
                 watch.update(self.step, update.metrics, update.tokens, update.seconds, waited)
                 ended = self.step % optim.updates_per_epoch == 0
                 if ended:
-                    self._stages(self.step // optim.updates_per_epoch, watch)
-                last = self.step == optim.total_updates
+                    self._validate(watch)
                 stop = self._agreed_stop()
-                if last or stop or self.step % config.checkpoint.every == 0:
+                if ended or stop or self.step % config.checkpoint.every == 0:
                     self.save()
-                self.progress()
+                    self.progress()
+                if ended and not stop:
+                    self._after_epoch(self.step // optim.updates_per_epoch, watch)
+                    # At the very end nothing is left that a signal could stop.
+                    stop = 0 if self.step == optim.total_updates else self._agreed_stop()
                 watch.restart_clock()
-                if stop and not last:
+                if stop:
                     self.tell(f"stopped by signal {stop} after update {self.step}, saved")
                     return stop
         return 0
 
     def _finish_update(self, update: Update) -> None:
         self.step += 1
+        self.metrics = {}  # those of other weights
         if update.made:
             self.non_finite = 0
             for schedule in self.schedules.values():
@@ -239,17 +251,32 @@ class Solver(ABC):
                 f"batch is in {path}"
             )
 
-    def _stages(self, epoch: int, watch: Watch) -> None:
+    def _validate(self, watch: Watch) -> None:
+        with self._averaged():
+            self.metrics = self.validate()
+        if self.metrics:
+            watch.write("valid", self.step, self.metrics)
+        self.progress()
+
+    def _after_epoch(self, epoch: int, watch: Watch) -> None:
+        # The checkpoint is written already: what is drawn here must not change later updates, or
+        # a run that goes on from it would be another.
+        drawn = self.generators.state_dict()
+        with self._averaged():
+            found = self.after_epoch(epoch)
+        self.generators.load_state_dict(drawn)
+        for stage, metrics in found.items():
+            watch.write(stage, self.step, metrics)
+        self.progress()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With the averaged weights, and without gradients."""
         with ExitStack() as stack:
             for average in self.averages.values():
                 stack.enter_context(average.swapped())
             stack.enter_context(torch.no_grad())
-            metrics = self.validate()
-            if metrics:
-                self.metrics = metrics
-                watch.write("valid", self.step, metrics)
-            for stage, found in self.after_epoch(epoch).items():
-                watch.write(stage, self.step, found)
+            yield
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -2,17 +2,19 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from audiogen_fast.errors import CheckpointError
-from audiogen_fast.training.checkpoint import tensors_of
+from audiogen_fast.training.checkpoint import read_state, tensors_of
 
 SCRIPT = Path(__file__).with_name("run_small.py")
 
@@ -83,7 +85,7 @@ def test_sigterm(whole, small_changes, make_solver, small_config, lines):
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "stopped by signal 15 after update" in output
     solver = make_solver(config)
-    (saved,) = solver.checkpoints.steps()
+    saved = solver.checkpoints.steps()[-1]  # there may be that of the epoch's end too
     assert 2 <= saved < 10
     solver.run()
     assert lines[0] == f"going on from {solver.checkpoints.path(saved)}"
@@ -191,3 +193,70 @@ def test_the_best_is_kept(make_solver, small_config):
     solver.validate = lambda: {"ce": next(losses)}
     solver.run()
     assert solver.checkpoints.steps() == [10, 15]
+
+
+def noted_saves(solver):
+    """The steps that a solver saves, as it goes."""
+    steps, save = [], solver.checkpoints.save
+
+    def noting(step, *args):
+        steps.append(step)
+        return save(step, *args)
+
+    solver.checkpoints.save = noting
+    return steps
+
+
+def test_an_epoch_is_saved_before_its_later_stages(make_solver, small_config):
+    """Or a stage that ends the process each time would keep the run from ever getting further."""
+    solver = make_solver(small_config("run", "checkpoint.every=4"))
+    steps, seen = noted_saves(solver), []
+    solver.validate = lambda: {"ce": float(solver.step)}
+    solver.after_epoch = lambda epoch: seen.append((epoch, solver.step, list(steps))) or {}
+    assert solver.run() == 0
+    assert seen == [(1, 5, [4, 5]), (2, 10, [4, 5, 8, 10])]
+    found = {step: read_state(solver.checkpoints.path(step))["metrics"] for step in (5, 8, 10)}
+    # Metrics are those of the very weights, not of an earlier validation.
+    assert found == {5: {"ce": 5.0}, 8: {}, 10: {"ce": 10.0}}
+    assert solver.checkpoints.choose("best", "ce") == 5
+
+
+def test_what_later_stages_draw_changes_no_update(whole, make_solver, small_config):
+    """They are not made again where a run goes on from the checkpoint before them."""
+    solver = make_solver(small_config("run"))
+
+    def draw(epoch):
+        torch.rand(epoch), np.random.rand(epoch), random.random()
+        return {}
+
+    solver.after_epoch = draw
+    solver.run()
+    assert_same(everything(solver), whole)
+
+
+@pytest.mark.parametrize(
+    ("stage", "update", "status"),
+    [
+        ("validate", 5, signal.SIGTERM),
+        ("after_epoch", 5, signal.SIGTERM),
+        ("validate", 10, signal.SIGTERM),
+        ("after_epoch", 10, 0),
+    ],
+)
+def test_a_signal_in_a_stage(make_solver, small_config, stage, update, status):
+    """All is saved, once, and no stage begins after the signal."""
+    solver = make_solver(small_config("run"))
+    steps, seen = noted_saves(solver), []
+
+    def entered(name, found):
+        seen.append((name, solver.step))
+        if (name, solver.step) == (stage, update):
+            solver._stop = signal.SIGTERM
+        return found
+
+    solver.validate = lambda: entered("validate", {"ce": 1.0})
+    solver.after_epoch = lambda epoch: entered("after_epoch", {})
+    assert solver.run() == status
+    assert solver.step == update and steps == ([5] if update == 5 else [5, 10])
+    assert seen[-1] == (stage, update)
+    assert read_state(solver.checkpoints.path(update))["metrics"] == {"ce": 1.0}

@@ -183,7 +183,7 @@ class CodecSolver(Solver):
             folder = self.folder / "samples" / f"epoch-{epoch:04d}"
             samples = self.config.generate.samples
             self.model.eval()
-            write_reconstructions(self.model, loader, samples, folder, self.tell)
+            write_reconstructions(self.model, loader, samples, folder, self.tell, self.progress)
         self.ranks.barrier()
         return {name: metrics for name, metrics in found.items() if metrics}
 
@@ -196,6 +196,7 @@ class CodecSolver(Solver):
         measures = Measures(self.model, self.losses, visqol)
         for batch in loader:
             measures.update(batch)
+            self.progress()
         return measures.metrics(self.ranks)
 
     @classmethod

@@ -69,7 +69,12 @@ class Measures:
 
 @torch.no_grad()
 def write_reconstructions(
-    model: EncodecModel, loader: Loader, samples: int, folder: Path, tell: Callable[[str], None]
+    model: EncodecModel,
+    loader: Loader,
+    samples: int,
+    folder: Path,
+    tell: Callable[[str], None],
+    progress: Callable[[], None] = lambda: None,
 ) -> None:
     """Write recordings and what the codec makes of them, with a page to listen to both.
 
@@ -81,6 +86,7 @@ def write_reconstructions(
         samples: how many, at most.
         folder: for `NN-name-original.wav`, `NN-name-codec.wav` and `index.html`.
         tell: takes a line of text.
+        progress: called after each recording.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -107,6 +113,7 @@ def write_reconstructions(
         for kind, signal, about in (("original", wav, ""), ("codec", made, note)):
             sounds.append(_write(folder, f"{stem}-{kind}", kind, signal[0], model, about, pictures))
         sections.append(Section(info.description or info.id, "", sounds))
+        progress()
     loader.close()
     if pictures:
         env = get_env()

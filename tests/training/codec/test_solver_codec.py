@@ -153,6 +153,13 @@ def test_stages_write_metrics_and_sounds(small_recipe, make_solver):
     )
     solver = make_solver(config)
     solver.run()
+    # Loaders of 6 and 32 items, 4 in a batch, and 3 sounds: each part counts as progress.
+    progress = []
+    solver.progress = lambda: progress.append(1)
+    solver.validate()
+    assert len(progress) == 2
+    solver.after_epoch(2)
+    assert len(progress) == 2 + 8 + 3
     folder = Path(config.folder)
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     stages = [record["stage"] for record in records]
