@@ -8,6 +8,7 @@ synchronised to the disk and renamed; whatever lacks its last name is not a chec
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -41,6 +42,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, ranks: Ranks, keep_last: int = 3, tell=print):
         self.folder, self.ranks, self.keep_last, self.tell = folder, ranks, keep_last, tell
+        self._unreadable: set[int] = set()  # those that were told about
 
     def steps(self) -> list[int]:
         """Numbers of the complete ones, ascending."""
@@ -164,9 +166,20 @@ class Checkpoints:
         return None, damaged
 
     def _best(self, steps: Sequence[int], metric: str) -> int | None:
-        found = {step: read_state(self.path(step))["metrics"] for step in steps}
-        measured = {step: values[metric] for step, values in found.items() if metric in values}
+        """The step with the lowest finite value; what cannot be read is told about, and no step."""
+        measured = {step: self._metrics(step).get(metric, math.nan) for step in steps}
+        measured = {step: value for step, value in measured.items() if math.isfinite(value)}
         return min(measured, key=measured.__getitem__) if measured else None
+
+    def _metrics(self, step: int) -> dict[str, float]:
+        try:
+            return read_state(self.path(step))["metrics"]
+        except CheckpointError as error:
+            # One damaged file must not keep the run from being saved any more.
+            if step not in self._unreadable:
+                self._unreadable.add(step)
+                self.tell(f"{error}; it cannot be the best one")
+            return {}
 
     def load(
         self, step: int, common: Mapping[str, Part], own: Mapping[str, Part]
@@ -249,12 +262,14 @@ def read_state(path: Path) -> dict[str, Any]:
     """The content of a checkpoint's `state.json`.
 
     Raises:
-        CheckpointError: it is missing, or of another version of the format.
+        CheckpointError: it is missing or damaged, or of another version of the format.
     """
     try:
         state = json.loads((path / STATE).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no readable {STATE}: {error}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("metrics"), dict):
+        raise CheckpointError(f"{path}: {STATE} is not that of a checkpoint")
     if state.get("version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: version {state.get('version')} of the format; this package reads "

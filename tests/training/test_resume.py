@@ -1,6 +1,7 @@
 """Runs that are interrupted go on exactly: processes are killed and files damaged for it."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from audiogen_fast.errors import CheckpointError
-from audiogen_fast.training.checkpoint import read_state, tensors_of
+from audiogen_fast.training.checkpoint import Checkpoints, read_state, tensors_of
+from audiogen_fast.training.parallel import Ranks
+from audiogen_fast.training.parts import ModulePart
 
 SCRIPT = Path(__file__).with_name("run_small.py")
 
@@ -43,7 +46,6 @@ def assert_same(one, other):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, small_changes):
     """What ten updates without an interruption give."""
-    from audiogen_fast.training.parallel import Ranks
     from audiogen_fast.training.recipe import load_recipe
     from audiogen_fast.training.solver_lm import LMSolver
 
@@ -260,3 +262,20 @@ def test_a_signal_in_a_stage(make_solver, small_config, stage, update, status):
     assert solver.step == update and steps == ([5] if update == 5 else [5, 10])
     assert seen[-1] == (stage, update)
     assert read_state(solver.checkpoints.path(update))["metrics"] == {"ce": 1.0}
+
+
+def test_a_damaged_or_diverged_checkpoint_is_not_the_best(tmp_path, lines):
+    """And does not keep the run from saving the next one."""
+    checkpoints = Checkpoints(tmp_path, Ranks(), keep_last=1, tell=lines.append)
+    part = {"part": ModulePart(torch.nn.Linear(2, 2))}
+    for step, value in ((1, math.nan), (2, 0.5), (3, 0.7), (4, -math.inf), (5, 0.6)):
+        checkpoints.save(step, part, {}, {"ce": value}, "ce")
+    assert checkpoints.steps() == [2, 5] and checkpoints.choose("best", "ce") == 2
+    damage(checkpoints.path(2) / "state.json", "cut")
+    checkpoints.keep_last = 3
+    for step in (6, 7):
+        checkpoints.save(step, part, {}, {"ce": 1.0}, "ce")
+    assert checkpoints.choose("best", "ce") == 5
+    (line,) = lines
+    assert "step-00000002: no readable state.json" in line and "cannot be the best" in line
+    assert checkpoints.steps() == [5, 6, 7]
