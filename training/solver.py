@@ -176,10 +176,11 @@ class Solver(ABC):
             TrainingDiverged: see `safety` in the configuration.
         """
         config, optim = self.config, self.config.optim
+        self.restore()
+        # Only now: a configuration that does not fit must not replace that of a good run.
         if self.ranks.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.toml", to_toml(config).encode())
-        self.restore()
         with ExitStack() as stack:
             self.watchdog = stack.enter_context(Watchdog(config.safety.timeout, self.ranks.rank))
             stack.enter_context(self._signals())

@@ -18,6 +18,7 @@ from audiogen_fast.errors import CheckpointError
 from audiogen_fast.training.checkpoint import Checkpoints, read_state, tensors_of
 from audiogen_fast.training.parallel import Ranks
 from audiogen_fast.training.parts import ModulePart
+from audiogen_fast.training.runs import run_config
 
 SCRIPT = Path(__file__).with_name("run_small.py")
 
@@ -158,9 +159,14 @@ def test_all_damaged(make_solver, small_config):
 
 
 def test_another_architecture_is_refused(make_solver, small_config):
-    make_solver(small_config("run", "optim.epochs=1")).run()
+    solver = make_solver(small_config("run", "optim.epochs=1"))
+    solver.run()
+    written = (solver.folder / "config.toml").read_text()
     with pytest.raises(CheckpointError, match="does not fit"):
         make_solver(small_config("run", "transformer_lm.dim=48")).run()
+    # The good run is what it was, and can still be read.
+    assert (solver.folder / "config.toml").read_text() == written
+    assert run_config(solver.folder).transformer_lm.dim == 32
 
 
 def test_hostile_index(make_solver, small_config, tmp_path):
