@@ -78,8 +78,7 @@ def recordings(
     From the loader's start, wherever it stopped before; codes are decoded.
     """
     taken = 0
-    loader.close()
-    loader.epoch = loader.step = 0
+    loader.rewind()
     for batch in loader:
         kept = len(batch) - batch.repeated
         wavs = batch.wav

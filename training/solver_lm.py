@@ -233,6 +233,7 @@ class LMSolver(Solver):
         """Cross entropy and perplexity of each codebook over all places of a data set."""
         sums = torch.zeros(2, self.lm.n_q, dtype=torch.float64, device=self.ranks.device)
         self.module.eval()
+        loader.rewind()
         for batch in loader:
             self.progress()
             codes, valid = self.codes_of(batch)

@@ -75,6 +75,9 @@ class OneBatch:
     def __iter__(self):
         yield self.batch
 
+    def rewind(self):
+        pass
+
     def state_dict(self):
         return {"given": self.given}
 

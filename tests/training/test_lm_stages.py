@@ -76,6 +76,12 @@ def test_evaluation_is_of_the_average(finished):
     assert abs(last["ce"] - expected["ce"]) > 1e-3
 
 
+def test_a_measure_is_of_all_recordings_wherever_the_loader_stopped(finished):
+    expected = finished._measure(finished.evaluate_loader)
+    next(iter(finished.evaluate_loader))
+    assert finished._measure(finished.evaluate_loader) == expected
+
+
 def test_prompted_samples_begin_with_the_recording(finished):
     folder = finished.folder / "samples" / "epoch-00001"
     sounds = {}
@@ -86,7 +92,7 @@ def test_prompted_samples_begin_with_the_recording(finished):
         sounds[int(index), kind] = wav
     assert len(sounds) == 6
     loader = finished.samples.loader
-    loader.epoch = loader.step = 0
+    loader.rewind()
     batch = next(iter(loader))
     for index in range(2):
         wav = batch.wav[index : index + 1]

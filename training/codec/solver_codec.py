@@ -194,6 +194,7 @@ class CodecSolver(Solver):
             return {}
         self.model.eval()
         measures = Measures(self.model, self.losses, visqol)
+        loader.rewind()
         for batch in loader:
             measures.update(batch)
             self.progress()

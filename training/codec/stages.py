@@ -82,7 +82,7 @@ def write_reconstructions(
 
     Args:
         model: in evaluation mode.
-        loader: gives the recordings, always the same ones.
+        loader: gives the recordings, from its start on: always the same ones, each once.
         samples: how many, at most.
         folder: for `NN-name-original.wav`, `NN-name-codec.wav` and `index.html`.
         tell: takes a line of text.
@@ -97,10 +97,13 @@ def write_reconstructions(
         pictures = False
     device = next(model.parameters()).device
     distance = MelDistance(model.sample_rate).to(device)
+    loader.rewind()
     items = (
         (info, wav[:, : info.n_frames])
         for batch in loader
-        for info, wav in zip(batch.infos, batch.wav, strict=True)
+        for info, wav in islice(
+            zip(batch.infos, batch.wav, strict=True), len(batch) - batch.repeated
+        )
     )
     sections = []
     for number, (info, wav) in enumerate(islice(items, samples)):

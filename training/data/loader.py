@@ -150,6 +150,11 @@ class Loader:
         """End the workers; iterating starts new ones."""
         self._batches = None
 
+    def rewind(self) -> None:
+        """Go back to the start, wherever it stopped: what measures takes the same samples again."""
+        self.close()
+        self.epoch = self.step = 0
+
     def report(self, most: int = 10) -> str:
         """What was skipped, the most frequent first; empty if nothing was."""
         if not self.skipped:

@@ -12,6 +12,7 @@ from audiogen_fast.errors import InvalidInputError
 from audiogen_fast.training.checkpoint import tensors_of
 from audiogen_fast.training.codec.export import export_codec, read_run
 from audiogen_fast.training.codec.solver_codec import CodecSolver
+from audiogen_fast.training.codec.stages import write_reconstructions
 from audiogen_fast.training.data import Batch
 from audiogen_fast.training.recipe import load_recipe
 
@@ -176,6 +177,28 @@ def test_stages_write_metrics_and_sounds(small_recipe, make_solver):
     assert rate == 16000 and 0 < len(original) <= 8000 and abs(original).max() > 0.01
     page = (samples / "index.html").read_text()
     assert all(path.name in page for path in sounds) and "mel distance" in page
+
+
+def test_each_time_the_same_recordings(small_recipe, make_solver, tmp_path):
+    """Three in batches of two, of which the last one repeats one: none is written twice, and
+    neither a part of them nor a second time changes which they are."""
+    config = small_recipe(
+        dataset__generate__source="{recordings}", dataset__generate__num_samples=3
+    )
+    config.dataset.generate.batch_size = 2
+    solver = make_solver(config)
+    loader, model = solver.loaders["generate"], solver.model.eval()
+    found = []
+    for samples in (1, 8, 8):
+        folder = tmp_path / str(len(found))
+        write_reconstructions(model, loader, samples, folder, lambda _: None)
+        found.append(sorted(path.name for path in folder.glob("*-original.wav")))
+    names = {name.split("-", 1)[1] for name in found[1]}
+    assert len(found[1]) == len(names) == 3 and found[2] == found[1]
+    assert found[0] == found[1][:1]
+    expected = solver.validate()
+    next(iter(solver.loaders["valid"]))
+    assert solver.validate() == expected
 
 
 def test_validation_counts_every_recording_once(small_recipe, make_solver):

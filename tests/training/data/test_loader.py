@@ -138,6 +138,17 @@ def test_an_epoch_ends_and_the_next_begins(data):
         assert loader.state_dict()["epoch"] == 2
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rewinding_gives_the_same_again(data, workers):
+    loader = Loader(data, 5, num_workers=workers, drop_last=False)
+    first = seen(loader)
+    assert len(first) == 5 and seen(loader) != first  # the next epoch
+    next(iter(loader))
+    loader.rewind()
+    assert seen(loader) == first
+    loader.close()
+
+
 def test_what_is_skipped_is_counted_once(folder, tmp_path):
     rows = [dict(read_manifest(folder).row(number)) for number in range(4)]
     rows += [{"path": str(tmp_path / "none.wav"), "duration": 5.0, "description": "x"}]
