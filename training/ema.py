@@ -15,7 +15,8 @@ def local(tensor: Tensor) -> Tensor:
 class ModuleEMA:
     """Unbiased exponential moving average of a module's floating point state.
 
-    Frozen parameters are their own average and are left out.
+    Frozen parameters are their own average and are left out. A tensor with several names (tied
+    weights) has one average, which is in `state` under each of them.
 
     With c the count, `c <- decay c + 1` and `ema <- ema + (value - ema) / c`: the first step
     copies, and every later one weighs the past as if the average had never had a start.
@@ -23,7 +24,9 @@ class ModuleEMA:
 
     def __init__(self, module: nn.Module, decay: float):
         self.module, self.decay, self.count = module, decay, 0.0
-        self.state = {name: value.detach().clone() for name, value in self._values().items()}
+        values = self._values()
+        clones = {id(value): value.detach().clone() for value in values.values()}
+        self.state = {name: clones[id(value)] for name, value in values.items()}
 
     def _values(self) -> dict[str, Tensor]:
         state = self.module.state_dict(keep_vars=True)
@@ -34,13 +37,17 @@ class ModuleEMA:
             and (value.requires_grad or not isinstance(value, nn.Parameter))
         }
 
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Each tensor of the module once, and its average; the parts of them that are here."""
+        names = {id(value): (name, value) for name, value in self._values().items()}
+        return [(local(v.detach()), local(self.state[name])) for name, v in names.values()]
+
     @torch.no_grad()
     def step(self) -> None:
         """Take the module's present values in."""
         self.count = self.count * self.decay + 1
-        values = self._values()
-        averages = [local(self.state[name]) for name in values]
-        torch._foreach_lerp_(averages, [local(v.detach()) for v in values.values()], 1 / self.count)
+        values, averages = zip(*self._pairs(), strict=True)
+        torch._foreach_lerp_(averages, values, 1 / self.count)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -59,8 +66,7 @@ class ModuleEMA:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, value in self._values().items():
-            own, average = local(value.detach()), local(self.state[name])
+        for own, average in self._pairs():
             kept = own.clone()
             own.copy_(average)
             average.copy_(kept)

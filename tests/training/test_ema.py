@@ -1,4 +1,5 @@
 import torch
+from torch.testing import assert_close
 
 from audiogen_fast.training.ema import ModuleEMA
 
@@ -48,3 +49,22 @@ def test_frozen_parameters_are_left_out():
     one = module(1.0)
     one.bias.requires_grad_(False)
     assert set(ModuleEMA(one, 0.5).state) == {"weight", "seen"}
+
+
+def test_tied_weights_have_one_average():
+    """As the embeddings of a T5 have, which are one parameter with two names."""
+    one, free = (torch.nn.ModuleList([module(1.0), module(1.0)]) for _ in range(2))
+    one[1].weight = one[0].weight
+    average, plain = ModuleEMA(one, 0.5), ModuleEMA(free, 0.5)
+    assert {"0.weight", "1.weight"} <= average.state.keys() == plain.state.keys()
+    for value in (2.0, 5.0):
+        for layer in (*one, *free):
+            torch.nn.init.constant_(layer.weight, value)
+        average.step(), plain.step()
+    expected = torch.full((2, 2), 4.0)  # (0.5 * 2 + 5) / 1.5
+    for state in (average.state, plain.state):
+        assert_close([state["0.weight"], state["1.weight"]], [expected, expected])
+    with average.swapped():
+        assert_close(one[1].weight, expected)
+    assert torch.equal(one[0].weight, torch.full((2, 2), 5.0))
+    assert_close(average.state["1.weight"], expected)
