@@ -45,7 +45,8 @@ def build_lm(config: LMConfig) -> LMModel:
 def _set_training_options(lm: LMModel, config: LMConfig) -> None:
     options = config.transformer_lm
     attention = options.dropout if options.attention_dropout is None else options.attention_dropout
-    for module in lm.modules():
+    # Of the transformer alone: a text encoder that is fine-tuned keeps its own dropout.
+    for module in lm.transformer.modules():
         if isinstance(module, nn.Dropout):
             module.p = options.dropout
         elif isinstance(module, StreamingMultiheadAttention):

@@ -16,6 +16,7 @@ from audiogen_fast.modules.encoder_files import INT8_FILE
 from audiogen_fast.training import parallel
 from audiogen_fast.training.data import TokenCache
 from audiogen_fast.training.export import export_lm
+from audiogen_fast.training.lm_build import build_lm
 from audiogen_fast.training.lm_samples import inference_copy
 from audiogen_fast.training.parallel import Ranks
 from audiogen_fast.training.recipe import load_recipe
@@ -151,6 +152,19 @@ def test_fine_tuned(small_changes, bert, tmp_path):
     assert again.text_model.embeddings.word_embeddings.weight.dtype == torch.float32
     assert torch.equal(again.text_model.embeddings.word_embeddings.weight, trained_table)
     assert conditioner.dim == again.dim == 32
+
+
+def test_fine_tuned_keeps_its_own_dropout(small_changes, bert, tmp_path):
+    """`transformer_lm.dropout` is of the transformer."""
+    changes = ["conditioners.description.encoder.finetune=true", "transformer_lm.dropout=0.25"]
+    lm = build_lm(recipe(tmp_path, small_changes, bert, *changes))
+
+    def found(module):
+        return {m.p for m in module.modules() if isinstance(m, torch.nn.Dropout)}
+
+    conditioner = lm.condition_provider.conditioners["description"]
+    assert found(conditioner.text_model) == {0.1}
+    assert found(lm.transformer) == {0.25}
 
 
 def test_fine_tuned_in_shards(small_changes, bert, tmp_path):
