@@ -20,7 +20,8 @@ class DatasetPart:
     num_samples: int | None = None
     """Items of an epoch; none: as many as the manifest has."""
     aug_p: float = 0.0
-    """Probability of mixing a batch; while it is positive, mix_p of each batch is kept."""
+    """Probability of mixing a batch; while it is positive, mix_p of each batch is kept: in each
+    process a multiple of optim.accumulate."""
     mix_p: float = 0.5
     """Share of the loaded items that remain after mixing."""
     mix_snr_low: int = -5

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from audiogen_fast.errors import check
 from audiogen_fast.models import builders
 from audiogen_fast.training import lora
 from audiogen_fast.training.config_lm import LMConfig
+from audiogen_fast.training.loaders import batch_of_process
 from audiogen_fast.training.parallel import DTYPES
 
 _HOP = 320
@@ -23,12 +23,7 @@ def dry_run(config: LMConfig, world_size: int) -> dict[str, str]:
     if mode == "auto":
         mode = "ddp" if world_size > 1 else "single"
     parts = world_size * config.optim.accumulate
-    batch = config.dataset.batch_of("train")
-    check(
-        batch % parts == 0,
-        f"dataset.batch_size must be a multiple of {parts} (processes times optim.accumulate), "
-        f"got {batch}",
-    )
+    effective = world_size * batch_of_process(config, "train", world_size)
     encoders = None if config.text_encoders is None else Path(config.text_encoders)
     with torch.device("meta"):
         lm = builders.get_lm_model(config.xp_cfg(), encoders)
@@ -45,8 +40,6 @@ def dry_run(config: LMConfig, world_size: int) -> dict[str, str]:
         gathered = 2 * layer * itemsize  # one in use, one under way
     else:
         gathered = total * itemsize if itemsize < 4 else 0
-    mixed = config.dataset.train
-    effective = int(batch * mixed.mix_p) if mixed.aug_p > 0 else batch
     activations = _activations(config, effective // parts, frames, itemsize)
     sums = {
         "weights": 4 * total // shards,

@@ -46,13 +46,7 @@ def make_loader(
     if section.source is None:
         return None
     training = part == "train"
-    batch_size = dataset.batch_of(part)
-    parts = ranks.world_size * (config.optim.accumulate if training else 1)
-    check(
-        batch_size % parts == 0,
-        f"dataset.batch_size must be a multiple of {parts} (processes times optim.accumulate), "
-        f"got {batch_size} for {part}",
-    )
+    batch_of_process(config, part, ranks.world_size)
     source = _place(section.source)
     if is_cache(source):
         check(
@@ -89,6 +83,34 @@ def make_loader(
         ),
     )
     return _loader(config, part, ranks, SoundDataset(manifest, options))
+
+
+def batch_of_process(config: TrainConfig, part: str, world_size: int) -> int:
+    """Items of a batch that each process gets to see, after mixing.
+
+    Raises:
+        InvalidInputError: they do not divide by the processes and accumulated parts.
+    """
+    section = getattr(config.dataset, part)
+    batch = config.dataset.batch_of(part)
+    accumulate = config.optim.accumulate if part == "train" else 1
+    parts = world_size * accumulate
+    check(
+        batch % parts == 0,
+        f"dataset.batch_size must be a multiple of {parts} (processes times optim.accumulate), "
+        f"got {batch} for {part}",
+    )
+    loaded = batch // world_size
+    if section.aug_p == 0 or section.mix_p == 0:
+        return loaded
+    kept = int(section.mix_p * loaded)
+    check(
+        part != "train" or (kept >= 1 and kept % accumulate == 0),
+        "dataset.train.batch_size times dataset.train.mix_p, in each process, must be a multiple "
+        f"of optim.accumulate ({accumulate}) and not 0, got int({section.mix_p} * {loaded}) = "
+        f"{kept} of {batch} sounds in {world_size} processes",
+    )
+    return kept
 
 
 def _tokens(config: TrainConfig, part: str, source: str) -> TokenDataset:

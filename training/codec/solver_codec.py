@@ -24,7 +24,7 @@ from audiogen_fast.training.codec.pretrained import load_weights
 from audiogen_fast.training.codec.stages import Measures, write_reconstructions
 from audiogen_fast.training.data import Batch
 from audiogen_fast.training.ema import ModuleEMA
-from audiogen_fast.training.loaders import make_loader
+from audiogen_fast.training.loaders import batch_of_process, make_loader
 from audiogen_fast.training.optimizers import (
     clip_factor,
     gradient_norm,
@@ -202,11 +202,7 @@ class CodecSolver(Solver):
 
     @classmethod
     def dry_run(cls, config: CodecConfig, world_size: int) -> dict[str, str]:
-        batch = config.dataset.batch_of("train")
-        check(
-            batch % world_size == 0,
-            f"dataset.batch_size must be a multiple of the {world_size} processes, got {batch}",
-        )
+        batch = world_size * batch_of_process(config, "train", world_size)
         with torch.device("meta"):
             model = get_compression_model(config.model_config())
             adversaries = make_discriminators(config)
