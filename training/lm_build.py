@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from audiogen_fast.config import Config
 from audiogen_fast.errors import check
 from audiogen_fast.models import builders, loaders
 from audiogen_fast.models.encodec import CompressionModel
@@ -13,14 +14,15 @@ from audiogen_fast.models.lm import LMModel
 from audiogen_fast.modules.attention import StreamingMultiheadAttention
 from audiogen_fast.modules.encoder_conditioner import EncoderConditioner
 from audiogen_fast.modules.text_conditioners import PretrainedTextConditioner
-from audiogen_fast.training.config_lm import LMConfig
+from audiogen_fast.training.config_lm import ConditionerConfig, EncoderConfig, LMConfig, T5Config
 
 
 def build_lm(config: LMConfig) -> LMModel:
     """The language model, float32 on the CPU, in training mode, with its `cfg`.
 
     From a checkpoint it has that one's architecture; what `config` says of training it (dropout,
-    recomputation, guidance) is taken from there in either case.
+    recomputation, guidance, learning rates of parts, the window) is taken from there in either
+    case. Of conditioners see `check_conditioners`.
     """
     if config.continue_from is None:
         cfg = config.xp_cfg()
@@ -37,7 +39,9 @@ def build_lm(config: LMConfig) -> LMModel:
         lm = loaders.load_lm_model(config.continue_from, dtype=torch.float32)
         for tensor in (*lm.parameters(), *lm.buffers()):
             tensor.data = tensor.data.clone()  # it may be a view of the file
-        lm.cfg["classifier_free_guidance"] = config.xp_cfg()["classifier_free_guidance"]
+        cfg = config.xp_cfg()
+        lm.cfg["classifier_free_guidance"] = cfg["classifier_free_guidance"]
+        lm.cfg["dataset"] = Config(lm.cfg.get("dataset") or {}, **cfg["dataset"])
     _set_training_options(lm, config)
     return lm.train()
 
@@ -52,9 +56,46 @@ def _set_training_options(lm: LMModel, config: LMConfig) -> None:
         elif isinstance(module, StreamingMultiheadAttention):
             module.dropout = attention
     lm.transformer.checkpointing = options.checkpointing
+    lm.emb_lr = options.emb_lr
+    lm.transformer.lr, lm.transformer.weight_decay = options.lr, options.weight_decay
+    for name, conditioner in lm.condition_provider.conditioners.items():
+        if isinstance(conditioner, PretrainedTextConditioner) and _word_dropout(config, name):
+            conditioner.word_dropout = _word_dropout(config, name)
     lm.cfg_coef = config.classifier_free_guidance.inference_coef
     # Conditions are dropped before they reach the model, see `cfg_dropout.py`.
     lm.cfg_dropout.p, lm.att_dropout.p = 0.0, {}
+
+
+def _encoder_sections(config: LMConfig, name: str) -> list[T5Config | EncoderConfig]:
+    conditioner = config.conditioners.get(name, ConditionerConfig())
+    return [section for section in (conditioner.t5, conditioner.encoder) if section is not None]
+
+
+def _word_dropout(config: LMConfig, name: str) -> float:
+    return max((section.word_dropout for section in _encoder_sections(config, name)), default=0.0)
+
+
+def check_conditioners(lm: LMModel, config: LMConfig) -> None:
+    """Raise `InvalidInputError` where the recipe asks what a checkpoint's conditioners cannot do.
+
+    Whether an encoder is trained is part of the architecture, and so the checkpoint's matter.
+    Words are dropped as the recipe says where it says so.
+    """
+    conditioners = dict(lm.condition_provider.conditioners.items())
+    for name in config.conditioners:
+        conditioner = conditioners.get(name)
+        check(
+            getattr(conditioner, "finetune", False)
+            or not any(section.finetune for section in _encoder_sections(config, name)),
+            f"conditioners.{name}: finetune must be false, as continue_from "
+            f"{config.continue_from} has no text encoder of that name which is trained, got true",
+        )
+        check(
+            isinstance(conditioner, PretrainedTextConditioner) or not _word_dropout(config, name),
+            f"conditioners.{name}: word_dropout must be 0, as continue_from "
+            f"{config.continue_from} has no text encoder of that name, "
+            f"got {_word_dropout(config, name)}",
+        )
 
 
 def build_codec(config: LMConfig, device: torch.device) -> CompressionModel | None:

@@ -13,7 +13,12 @@ from audiogen_fast.training.config_lm import LMConfig
 from audiogen_fast.training.data import Batch, Loader
 from audiogen_fast.training.dry_run import dry_run
 from audiogen_fast.training.ema import ModuleEMA
-from audiogen_fast.training.lm_build import build_codec, build_lm, check_codec
+from audiogen_fast.training.lm_build import (
+    build_codec,
+    build_lm,
+    check_codec,
+    check_conditioners,
+)
 from audiogen_fast.training.lm_caches import check_cache
 from audiogen_fast.training.lm_samples import Samples, due
 from audiogen_fast.training.loaders import make_loader
@@ -41,6 +46,8 @@ class LMSolver(Solver):
         self.mode = parallel.resolve_mode(config.parallel, ranks)
         self.codec = build_codec(config, ranks.device)
         lm = build_lm(config)
+        if config.continue_from is not None:
+            check_conditioners(lm, config)
         if self.codec is not None:
             check_codec(self.codec, lm, config)
         known = sorted(dict(lm.condition_provider.conditioners.items()))

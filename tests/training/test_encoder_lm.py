@@ -16,8 +16,13 @@ from audiogen_fast.modules.encoder_files import INT8_FILE
 from audiogen_fast.training import parallel
 from audiogen_fast.training.data import TokenCache
 from audiogen_fast.training.export import export_lm
-from audiogen_fast.training.lm_build import build_lm
+from audiogen_fast.training.lm_build import (
+    _set_training_options,
+    build_lm,
+    check_conditioners,
+)
 from audiogen_fast.training.lm_samples import inference_copy
+from audiogen_fast.training.optimizers import lm_groups
 from audiogen_fast.training.parallel import Ranks
 from audiogen_fast.training.recipe import load_recipe
 from audiogen_fast.training.shrink_encoder import shrink_encoder
@@ -131,6 +136,43 @@ def test_goes_on_from_a_folder(trained, small_changes, tmp_path):
             "embeddings.LayerNorm.weight"
         ],
     )
+
+
+def test_going_on_is_trained_as_the_recipe_says(trained, small_changes, tmp_path):
+    """And what cannot be had from the checkpoint's conditioner is refused, not ignored."""
+    export_lm(trained.folder, tmp_path / "model", weights="last")
+    going_on = ("none", f"continue_from={tmp_path / 'model'}")
+    changes = [
+        "optim.lr=0.5",
+        "transformer_lm.emb_lr=0.1",
+        "transformer_lm.lr=0.2",
+        "transformer_lm.weight_decay=0.3",
+        "dataset.segment_duration=0.2",
+        "conditioners.description.encoder.word_dropout=0.25",
+    ]
+    config = recipe(tmp_path, small_changes, *going_on, *changes)
+    lm = build_lm(config)
+    check_conditioners(lm, config)
+    groups = lm_groups(lm)
+    assert [group.get("lr") for group in groups] == [None, *[0.1] * lm.n_q, 0.2]
+    assert groups[-1]["weight_decay"] == 0.3
+    assert trained.lm.cfg["dataset"]["segment_duration"] == 0.4
+    assert lm.cfg.dataset.segment_duration == 0.2
+    conditioner = lm.condition_provider.conditioners["description"]
+    assert conditioner.word_dropout == 0.25
+    conditioner.word_dropout = 0.5  # the checkpoint's stays where the recipe has none
+    _set_training_options(lm, recipe(tmp_path, small_changes, *going_on))
+    assert conditioner.word_dropout == 0.5 and lm.emb_lr is lm.transformer.lr is None
+
+    finetune = "conditioners.description.encoder.finetune=true"
+    with pytest.raises(InvalidInputError, match="description: finetune must be false, as cont"):
+        LMSolver(recipe(tmp_path, small_changes, *going_on, finetune), Ranks())
+
+
+def test_words_are_dropped_by_text_encoders_only(small_config):
+    asking = small_config("run", "conditioners.description.t5.word_dropout=0.1")
+    with pytest.raises(InvalidInputError, match="word_dropout must be 0, .* got 0.1"):
+        check_conditioners(build_lm(small_config("run")), asking)
 
 
 def test_fine_tuned(small_changes, bert, tmp_path):
