@@ -57,8 +57,9 @@ class Solver(ABC):
     `build` makes models, optimisers and loaders and fills
 
     - `self.loader`: of training batches of this process, a `data.Loader` or what has its
-      `forever()`, and `state_dict()` and `load_state_dict()` (JSON) of the position after the
-      batch that was given last, the same in every process;
+      `forever()`, `report()` of what had to be skipped (told at the end of an epoch), and
+      `state_dict()` and `load_state_dict()` (JSON) of the position after the batch that was given
+      last, the same in every process;
     - `self.common`: what checkpoints hold (see `parts.py`), the same for all processes;
     - `self.averages`: moving averages, by name, which this loop advances and saves;
     - `self.schedules`: advanced here after each update that was made.
@@ -202,6 +203,7 @@ class Solver(ABC):
                 watch.update(self.step, update.metrics, update.tokens, update.seconds, waited)
                 ended = self.step % optim.updates_per_epoch == 0
                 if ended:
+                    self._report()
                     self._validate(watch)
                 stop = self._agreed_stop()
                 if ended or stop or self.step % config.checkpoint.every == 0:
@@ -251,6 +253,13 @@ class Solver(ABC):
                 f"{safety.non_finite}, safety.max_non_finite {safety.max_non_finite}); the last "
                 f"batch is in {path}"
             )
+
+    def _report(self) -> None:
+        """Tell which recordings could not be learnt from since the start, of each process."""
+        reports = self.ranks.gather_objects(self.loader.report())
+        for rank, report in enumerate(reports):
+            if report:
+                self.tell(f"data of process {rank}: {report}" if len(reports) > 1 else report)
 
     def _validate(self, watch: Watch) -> None:
         with self._averaged():

@@ -78,6 +78,9 @@ class OneBatch:
     def rewind(self):
         pass
 
+    def report(self):
+        return ""
+
     def state_dict(self):
         return {"given": self.given}
 

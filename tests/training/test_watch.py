@@ -136,3 +136,18 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
     assert done.stderr.count("Timeout (0:00:12)!") == 2
     assert "hanging" in done.stderr and "all_reduce" in done.stderr
     assert time.monotonic() - began < 150
+
+
+def test_what_could_not_be_read_is_told_after_each_epoch(
+    small_config, make_solver, lines, project_root, tmp_path
+):
+    sounds = sorted((project_root / "tests/data/recordings").glob("*.flac"))
+    rows = [{"path": str(path), "duration": 1.0, "description": "x"} for path in sounds]
+    rows.append({"path": str(tmp_path / "none.wav"), "duration": 1.0, "description": "x"})
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    solver = make_solver(small_config("run", f"dataset.train.source={tmp_path}"))
+    solver.validate = dict
+    solver.run()
+    told = [line for line in lines if line.startswith("skipped ")]
+    assert len(told) == 2 and told[-1] == solver.loader.report()
+    assert "none.wav: FileNotFoundError" in told[0]
