@@ -78,6 +78,7 @@ class Solver(ABC):
         self.non_finite = 0
         self.watchdog: Watchdog | None = None
         self._stop: int | None = None
+        self._saved = 0  # the step that a run going on would begin with
         self._tell = tell or (lambda text: print(text, flush=True))
         self.generators = Generators()
         self.generators.seed(config.seed)  # all processes draw the same initial weights
@@ -156,11 +157,13 @@ class Solver(ABC):
                 f"the checkpoint is of {len(state['own'])} processes, this run has "
                 f"{self.ranks.world_size}: their generators start anew"
             )
+        self._saved = self.step
         self.tell(f"going on from {self.checkpoints.path(step)}")
         return True
 
     def save(self) -> Path:
         """Write a checkpoint of now."""
+        self._saved = self.step
         best = self.config.best_metric if self.config.checkpoint.keep_best else None
         return self.checkpoints.save(self.step, self.common, self.own, self.metrics, best)
 
@@ -195,7 +198,9 @@ class Solver(ABC):
             batches = self.loader.forever() if self.step < optim.total_updates else None
             while self.step < optim.total_updates:
                 began = time.perf_counter()
-                batch = next(batches)
+                batch = self._next(batches)
+                if batch is None:
+                    return self._stopped(self._stop)
                 waited = time.perf_counter() - began
                 update = self.update(batch)
                 self._finish_update(update)
@@ -215,9 +220,25 @@ class Solver(ABC):
                     stop = 0 if self.step == optim.total_updates else self._agreed_stop()
                 watch.restart_clock()
                 if stop:
-                    self.tell(f"stopped by signal {stop} after update {self.step}, saved")
-                    return stop
+                    return self._stopped(stop)
         return 0
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The next batch; None where a signal that asks for an end has ended its workers too."""
+        try:
+            return next(batches)
+        except Exception as error:
+            # Of several processes the others would wait for this one in their next update.
+            if self._stop is None or self.ranks.world_size > 1:
+                raise
+            self.tell(f"no further batch: {error}")
+            return None
+
+    def _stopped(self, number: int) -> int:
+        if self._saved != self.step:
+            self.save()
+        self.tell(f"stopped by signal {number} after update {self.step}, saved")
+        return number
 
     def _finish_update(self, update: Update) -> None:
         self.step += 1

@@ -1,5 +1,6 @@
 """Runs that are interrupted go on exactly: processes are killed and files damaged for it."""
 
+import itertools
 import json
 import math
 import os
@@ -285,3 +286,33 @@ def test_a_damaged_or_diverged_checkpoint_is_not_the_best(tmp_path, lines):
     (line,) = lines
     assert "step-00000002: no readable state.json" in line and "cannot be the best" in line
     assert checkpoints.steps() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("before", [2, 5])
+def test_no_further_batch_after_a_signal(whole, make_solver, small_config, lines, before):
+    """A signal to all processes may end those that read before the update's end is seen."""
+    solver = make_solver(small_config("run"))
+    steps, forever = noted_saves(solver), solver.loader.forever
+
+    def broken():
+        yield from itertools.islice(forever(), before)
+        solver._stop = signal.SIGINT
+        raise RuntimeError("worker is killed")
+
+    solver.loader.forever = broken
+    assert solver.run() == signal.SIGINT
+    assert solver.step == before and steps == [before]  # once
+    assert lines[-2:] == [
+        "no further batch: worker is killed",
+        f"stopped by signal 2 after update {before}, saved",
+    ]
+    again = make_solver(small_config("run"))
+    again.run()
+    assert_same(everything(again), whole)
+
+
+def test_no_further_batch_without_a_signal(make_solver, small_config):
+    solver = make_solver(small_config("run"))
+    solver.loader.forever = lambda: (1 / 0 for _ in range(1))
+    with pytest.raises(ZeroDivisionError):
+        solver.run()

@@ -1,5 +1,6 @@
 """Batches, read ahead by worker processes, in an order that nothing but the seed decides."""
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -201,6 +202,7 @@ class Loader:
             sampler=_Plans(self),
             num_workers=self.num_workers,
             collate_fn=_same,
+            worker_init_fn=_ignore_interrupt,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             # or it would draw from the global generator, whose state is part of the training's
             generator=torch.Generator().manual_seed(self.dataset.seed),
@@ -248,6 +250,11 @@ class _Batches:
         items = [self.dataset.read(plan.epoch, index) for index in plan.indices]
         batch = self.dataset.collate(items, plan.epoch, plan.step, self.rank)
         return replace(batch, epoch=plan.epoch, step=plan.step, repeated=plan.repeated)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C goes to the workers too; when to stop is for the process that they read for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _same(batch: Batch) -> Batch:

@@ -1,6 +1,8 @@
 """Order, sharding and resuming."""
 
 import itertools
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -127,6 +129,18 @@ def test_the_global_generator_is_left_alone(data):
         next(iter(loader))
         loader.close()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_leave_interrupts_to_the_main_process(data):
+    """A terminal sends them to all; a reader that ended would keep the run from being saved."""
+    loader = Loader(data, 4, num_workers=1, prefetch=1)
+    batches = loader.forever()
+    found = seen(batches, 1)
+    (worker,) = loader._batches._workers
+    os.kill(worker.pid, signal.SIGINT)
+    found += seen(batches, 4)
+    assert worker.is_alive() and found == seen(Loader(data, 4).forever(), 5)
+    loader.close()
 
 
 def test_an_epoch_ends_and_the_next_begins(data):
