@@ -194,7 +194,8 @@ class TrainConfig:
     folder: str = "runs/{recipe}"
     """Where checkpoints, logs and sounds go; {recipe} is replaced by the recipe's name."""
     seed: int = 2036
-    """Of weights, data order and dropout."""
+    """Of weights, dropout and other draws of training; the order of the data has
+    dataset.shuffle_seed."""
     sample_rate: int = 16000
     """Of the audio in Hz."""
     channels: int = 1
