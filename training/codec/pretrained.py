@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from audiogen_fast.errors import InvalidInputError, check
 from audiogen_fast.models import hf_encodec
 from audiogen_fast.models.encodec import CompressionModel, EncodecModel
+from audiogen_fast.training.checkpoint import read_tensors
 from audiogen_fast.training.codec.config import CodecConfig
 from audiogen_fast.training.codec.export import read_run
-from audiogen_fast.training.runs import is_run
+from audiogen_fast.training.codec.parts import make_discriminators
+from audiogen_fast.training.runs import choose, is_run, run_config
 
 # What makes a codec another one. The rest of `rvq` is how it learns; `seanet.norm` may be that of
 # weights that were multiplied out.
@@ -60,6 +62,30 @@ def load_weights(model: EncodecModel, name: str, config: CodecConfig) -> None:
         raise InvalidInputError(
             f"continue_from: {name} does not fit the configuration: {error}"
         ) from error
+
+
+def load_discriminators(modules: Mapping[str, nn.Module], name: str, config: CodecConfig) -> bool:
+    """Give discriminators the weights of those of a run, which take long to learn anew.
+
+    Args:
+        modules: the discriminators of `config`, by name.
+        name: folder of a run of the codec solver, whose newest checkpoint is taken.
+    Returns:
+        Whether the run has the same discriminators; else nothing is changed.
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+    """
+    theirs = run_config(name)
+    same = all(getattr(theirs, kind) == getattr(config, kind) for kind in modules)
+    if not modules or not same or set(make_discriminators(theirs)) != set(modules):
+        return False
+    tensors = {
+        f"adversary_{kind}.{key}": tensor
+        for kind, module in modules.items()
+        for key, tensor in module.state_dict().items()
+    }
+    read_tensors(choose(name, theirs, None, "ema").path, tensors)
+    return True
 
 
 def _check_structure(config: CodecConfig, cfg: Mapping[str, Any], name: str) -> None:

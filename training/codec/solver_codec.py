@@ -20,7 +20,7 @@ from audiogen_fast.training.codec.parts import (
     make_discriminators,
     make_losses,
 )
-from audiogen_fast.training.codec.pretrained import load_weights
+from audiogen_fast.training.codec.pretrained import load_discriminators, load_weights
 from audiogen_fast.training.codec.stages import Measures, write_reconstructions
 from audiogen_fast.training.data import Batch
 from audiogen_fast.training.ema import ModuleEMA
@@ -32,6 +32,7 @@ from audiogen_fast.training.optimizers import (
     scale_gradients,
 )
 from audiogen_fast.training.parts import ModulePart, OptimizerPart, ValuesPart
+from audiogen_fast.training.runs import is_run
 from audiogen_fast.training.schedules import Schedule
 from audiogen_fast.training.solver import Solver, Update
 
@@ -89,7 +90,12 @@ class CodecSolver(Solver):
     def _build_adversaries(self) -> None:
         config = self.config
         self.adversaries: dict[str, AdversarialLoss] = {}
-        for name, module in make_discriminators(config).items():
+        modules = make_discriminators(config)
+        if is_run(config.continue_from or "") and load_discriminators(
+            modules, config.continue_from, config
+        ):
+            self.tell(f"the discriminators go on from {config.continue_from} too")
+        for name, module in modules.items():
             module.to(self.ranks.device)
             optimizer = make_optimizer(module.parameters(), config.optim)
             kind = config.adversarial.adv_loss

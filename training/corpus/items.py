@@ -8,7 +8,8 @@ barking, then rain falling"), some have one in the background ("a dog barking wi
 the background"), mixed as the training augmentation mixes (`training.data.mixing`). Some captions
 are worded otherwise, "dog barking" or "the sound of a dog barking". Captions are drawn by the
 square root of how many sounds they have: neither the common ones alone nor each rare one as often
-as those.
+as those. With `--speed` each sound is also played faster or slower, so that few sounds are not
+learnt by heart (Ko et al., "Audio augmentation for speech recognition", 2015).
 """
 
 import argparse
@@ -22,6 +23,7 @@ import soundfile
 import torch
 
 from audiogen_fast.data.audio import audio_read
+from audiogen_fast.data.resample import resample_frac
 from audiogen_fast.errors import AudioGenFastError, check
 from audiogen_fast.training.data.captions import Captions
 from audiogen_fast.training.data.containers import Archives
@@ -39,6 +41,8 @@ _GAP_SECONDS = 0.3
 _BACKGROUND_DB = (4, 12)
 """Level of the sound in front above the one behind it; an integer, the upper end excluded."""
 _LEVEL_DB = (-24, -16)
+_SPEED_STEPS = 16
+"""Speeds are multiples of a sixteenth, about a semitone: fractions with short filters."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class ItemsConfig:
     """Share of items with one caption behind the other."""
     worded: float = 0.3
     """Share of items whose caption is worded otherwise."""
+    speed: float = 0.0
+    """Part by which a sound may be faster or slower, and its pitch with it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +70,7 @@ class ItemsConfig:
             f"{self.min_seconds} and {self.max_seconds}",
         )
         check(0 <= self.worded <= 1, f"worded must lie in 0..1, got {self.worded}")
+        check(0 <= self.speed < 1, f"speed must lie in 0..1, 1 excluded, got {self.speed}")
         shares = (self.then, self.background)
         check(
             all(share >= 0 for share in shares) and sum(shares) <= 1,
@@ -86,6 +93,8 @@ class ItemMaker:
             rates.add(rate)
         check(len(rates) == 1, f"manifest must have sounds of one sample rate, got {sorted(rates)}")
         self.sample_rate = rates.pop()
+        self.steps = int(config.speed * _SPEED_STEPS)
+        self._played: dict[tuple[str, int, int], np.ndarray] = {}
         self.captions = sorted(self.sounds)
         weights = np.sqrt([len(self.sounds[caption]) for caption in self.captions])
         self.shares = weights / weights.sum()
@@ -125,12 +134,11 @@ class ItemMaker:
 
     def _filled(self, caption: str, samples: int, rng: np.random.Generator) -> np.ndarray:
         """Sounds of a caption after each other, each once before any comes again."""
-        sounds = self.sounds[caption]
         parts: list[np.ndarray] = []
         length = 0
         while length < samples:
-            for number in rng.permutation(len(sounds)):
-                sound = sounds[number]
+            for number in rng.permutation(len(self.sounds[caption])):
+                sound = self._play(caption, int(number), rng)
                 if length == 0 and len(sound) > samples:
                     start = int(rng.integers(len(sound) - samples + 1))
                     sound = sound[start:]
@@ -141,6 +149,18 @@ class ItemMaker:
                     break
         wav = np.concatenate(parts)[:samples]
         return (wav * (_PEAK / max(np.abs(wav).max(), 1e-4))).astype(np.float32)
+
+    def _play(self, caption: str, number: int, rng: np.random.Generator) -> np.ndarray:
+        """A sound of a caption, at some speed."""
+        sound = self.sounds[caption][number]
+        if self.steps == 0:
+            return sound
+        step = int(rng.integers(-self.steps, self.steps + 1))
+        key = (caption, number, step)
+        if key not in self._played:
+            rates = (_SPEED_STEPS + step, _SPEED_STEPS)
+            self._played[key] = resample_frac(torch.from_numpy(sound), *rates).numpy()
+        return self._played[key]
 
 
 def reworded(caption: str, rng: np.random.Generator) -> str:
@@ -182,6 +202,13 @@ def main() -> None:
     parser.add_argument("--where", nargs="*", default=["split=train"], metavar="COLUMN=VALUE")
     parser.add_argument("--count", type=int, default=ItemsConfig.count)
     parser.add_argument("--seconds", type=float, nargs=2, default=(2.0, 4.0))
+    parser.add_argument(
+        "--speed",
+        type=float,
+        default=ItemsConfig.speed,
+        metavar="SHARE",
+        help="play each sound up to this much faster or slower, such as 0.125",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -190,7 +217,7 @@ def main() -> None:
             print(f"{done}/{total} items", flush=True)
 
     try:
-        config = ItemsConfig(args.count, *args.seconds, seed=args.seed)
+        config = ItemsConfig(args.count, *args.seconds, speed=args.speed, seed=args.seed)
         manifest = read_manifest(args.corpus, where=conditions(args.where))
         rows = write_items(manifest, args.output, config, progress)
     except AudioGenFastError as error:

@@ -148,6 +148,23 @@ def test_going_on_from_a_codec(solver, small_recipe, make_solver, tmp_path, sour
     assert second.update(next(second.loader.forever())).made
 
 
+def test_discriminators_go_on_with_a_run(solver, small_recipe, make_solver):
+    """The same ones with their weights; others, and those of an export, anew."""
+
+    def discriminator(**changes):
+        module = make_solver(small_recipe(**changes)).adversaries["msstftd"].adversary
+        return [tensor.clone() for tensor in module.state_dict().values()]
+
+    def equal(ours):
+        return all(torch.equal(a, b) for a, b in zip(ours, trained, strict=True))
+
+    trained = list(solver.adversaries["msstftd"].adversary.state_dict().values())
+    place = {"continue_from": solver.folder, "rvq__n_q": 4, "rvq__bins": 64}
+    assert equal(discriminator(name="same", **place))
+    assert not equal(discriminator(name="fresh", rvq__n_q=4, rvq__bins=64))
+    assert not equal(discriminator(name="other", **place, msstftd__negative_slope=0.2))
+
+
 def test_the_released_layout_is_a_start(small_recipe, make_solver, codec_checkpoint):
     config = small_recipe(
         seanet__n_filters=4, seanet__dimension=32, seanet__lstm=2, rvq__bins=64, rvq__n_q=4

@@ -95,6 +95,24 @@ def test_wordings_change_captions_and_no_sound(manifest):
     assert all(count >= 10 for count in counts.values()), counts
 
 
+def test_speeds_move_pitches_by_sixteenths_and_change_nothing_else(manifest):
+    plain = ItemMaker(manifest, ItemsConfig(then=0, background=0))
+    config = ItemsConfig(then=0, background=0, speed=0.125)
+    maker, again = ItemMaker(manifest, config), ItemMaker(manifest, config)
+    speeds = set()
+    for index in range(40):
+        (wav, caption), (other, same_caption) = plain.item(index), maker.item(index)
+        assert caption == same_caption and len(wav) == len(other)
+        assert np.array_equal(other, again.item(index)[0])
+        if "high" in caption:  # the one sound that lasts as long as an item
+            power = np.abs(np.fft.rfft(other * np.hanning(len(other))))
+            pitch = np.fft.rfftfreq(len(other), 1 / RATE)[power.argmax()]
+            step = 16 * (pitch / PITCHES["a high tone"] - 1)
+            assert abs(step - round(step)) < 0.02
+            speeds.add(round(step))
+    assert speeds <= {-2, -1, 0, 1, 2} and len(speeds) >= 3
+
+
 def test_common_captions_are_drawn_by_their_root(manifest):
     maker = ItemMaker(manifest, ItemsConfig())
     assert dict(zip(maker.captions, maker.shares, strict=True)) == pytest.approx(
@@ -141,6 +159,7 @@ def test_the_command_says_what_is_wrong(options, message, tmp_path, monkeypatch,
         {"min_seconds": 5.0},
         {"then": 0.7, "background": 0.4},
         {"worded": 1.5},
+        {"speed": 1.0},
     ],
 )
 def test_impossible_items_are_refused(changes):
