@@ -13,8 +13,9 @@ class DatasetPart:
     source: str | None = None
     """Manifest (file or folder) or token cache of this part; {recordings} is the folder of those
     in the package; none: the part is left out."""
-    where: dict[str, str] = field(default_factory=dict)
-    """Take only the rows of the manifest with these values, such as {split = "train"}."""
+    where: dict[str, str] | None = None
+    """Take only the rows of the manifest with these values, such as {split = "train"}; none: all of
+    them, also where the base of a recipe has a selection."""
     batch_size: int | None = None
     """Items of a batch over all processes together."""
     num_samples: int | None = None

@@ -99,6 +99,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
     section = values
     *sections, key = path.strip().split(".")
     for name in sections:
+        if section.get(name) == "none":  # a section that may be left out, and was
+            section[name] = {}
         section = section.setdefault(name, {})
         check(isinstance(section, dict), f"{name} in {path} is not a section")
     section[key] = _value(text.strip())

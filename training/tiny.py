@@ -26,6 +26,8 @@ MODEL = "model"
 """The folder in the output that `AudioGen.get_pretrained` loads."""
 SEED = 2036
 ITEMS, VALID_ITEMS = 9000, 200
+SPEED = 0.125
+"""Part by which sounds in training items are faster or slower."""
 VOCABULARY, MAX_TOKENS = 7600, 128
 SECONDS = 4.0
 """Of the longest item: the window of the language model."""
@@ -44,7 +46,7 @@ class Pipeline:
 
     def __init__(self, corpus: Path, output: Path, encoder: str, changes: Sequence[str] = ()):
         self.corpus, self.output, self.encoder = corpus, output, encoder
-        self.changes: dict[str, list[str]] = {"codec": [], "decoder": [], "lm": []}
+        self.changes: dict[str, list[str]] = {"codec": [], "adversarial": [], "lm": []}
         for change in changes:
             part, _, rest = change.partition(".")
             check(
@@ -78,11 +80,10 @@ class Pipeline:
         return {
             "text encoder": self._shrink_encoder,
             "codec": self._train_codec,
-            "codec in half precision": lambda: self._halve("codec-run", "codec"),
-            "decoder": self._train_decoder,
-            "decoder in half precision": lambda: self._halve("decoder-run", "codec-final"),
-            "items": lambda: self._make_items("items", "train", ITEMS),
+            "items": lambda: self._make_items("items", "train", ITEMS, SPEED),
             "items to validate": lambda: self._make_items("items-valid", "metric", VALID_ITEMS),
+            "codec with discriminators": self._train_with_discriminators,
+            "codec in half precision": self._halve,
             "codes": lambda: self._encode("items", "codes"),
             "codes to validate": lambda: self._encode("items-valid", "codes-valid"),
             "language model": self._train_lm,
@@ -97,39 +98,39 @@ class Pipeline:
         )
 
     def _train_codec(self) -> None:
-        self._train_on_sounds("tiny_codec", "codec-run", "codec")
+        self._train_on_sounds("tiny_codec", "codec", f"dataset.train.source={self.corpus}")
 
-    def _train_decoder(self) -> None:
+    def _train_with_discriminators(self) -> None:
         self._train_on_sounds(
-            "tiny_decoder",
-            "decoder-run",
-            "decoder",
-            f"continue_from={self.output / 'codec'}",
+            "tiny_adversarial",
+            "adversarial",
+            f"dataset.train.source={self.output / 'items'}",
+            f"continue_from={self.output / 'codec-run'}",
         )
 
-    def _train_on_sounds(self, recipe: str, run: str, part: str, *more: str) -> None:
-        parts = ("train", "valid", "evaluate", "generate")
+    def _train_on_sounds(self, recipe: str, part: str, *more: str) -> None:
         _command(
             "audiogen_fast.training.train",
-            *(recipe, f"folder={self.output / run}", f"seed={SEED}"),
-            *(f"dataset.{part}.source={self.corpus}" for part in parts),
+            *(recipe, f"folder={self.output / part}-run", f"seed={SEED}"),
+            *(f"dataset.{name}.source={self.corpus}" for name in ("valid", "evaluate", "generate")),
             *more,
             *self.changes[part],
         )
 
-    def _halve(self, run: str, output: str) -> None:
-        """A codec as it is shipped, so that the language model learns the codes of that one."""
+    def _halve(self) -> None:
+        """The codec as it is shipped, so that the language model learns the codes of that one."""
         from audiogen_fast.training.codec.export import read_run, write_codec
 
-        config, state, _ = read_run(self.output / run)
+        config, state, _ = read_run(self.output / "adversarial-run")
         state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
-        write_codec(config.model_config(), state, self.output / output)
+        write_codec(config.model_config(), state, self.output / "codec")
 
-    def _make_items(self, name: str, split: str, count: int) -> None:
+    def _make_items(self, name: str, split: str, count: int, speed: float = 0.0) -> None:
         _command(
             "audiogen_fast.training.corpus.items",
             *(self.corpus, self.output / name, "--where", f"split={split}"),
             *("--count", count, "--seconds", SECONDS / 2, SECONDS, "--seed", SEED),
+            *("--speed", speed),
         )
 
     def _encode(self, items: str, codes: str) -> None:
@@ -163,14 +164,14 @@ class Pipeline:
         from audiogen_fast.training.export import load_run
 
         _, lm, _, _ = load_run(self.output / "lm-run")
-        codec = load_compression_model(self.output / "codec-final")
+        codec = load_compression_model(self.output / "codec")
         save_pretrained(self.output / MODEL, lm.to(torch.bfloat16), codec.half())
         sounds = read_manifest(self.corpus, where={"split": "train"})
         text = attribution([dict(meta.extra) | {"path": meta.id} for meta in sounds])
         (self.output / MODEL / "ATTRIBUTION.md").write_text(text, "utf-8")
         curves = {
             "codec-run": ["mel_distance", "msspec"],
-            "decoder-run": ["msspec", "feat_msstftd"],
+            "adversarial-run": ["msspec", "feat_msstftd"],
             "lm-run": ["ppl"],
         }
         runs = {self.output / run: metrics for run, metrics in curves.items()}
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "changes",
         nargs="*",
         metavar="PART.KEY=VALUE",
-        help="of the recipes: codec.…, decoder.… or lm.…",
+        help="of the recipes: codec.…, adversarial.… or lm.…",
     )
     args = parser.parse_intermixed_args(argv)
     try:

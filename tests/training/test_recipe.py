@@ -86,6 +86,14 @@ def test_base_and_changes(tmp_path):
     assert config.folder == "runs/next"
 
 
+def test_a_selection_of_the_base_can_be_left_out(tmp_path):
+    (tmp_path / "all.toml").write_text('base = "tiny_codec"\n[dataset.train]\nwhere = "none"\n')
+    config = load_recipe(tmp_path / "all.toml")
+    assert config.dataset.train.where is None and config.dataset.valid.where == {"split": "metric"}
+    changed = load_recipe(tmp_path / "all.toml", ["dataset.train.where.tier=free"])
+    assert changed.dataset.train.where == {"tier": "free"}
+
+
 def test_the_originals_figures():
     config = load_recipe("audiogen_base_16khz")
     assert (config.optim.lr, config.optim.adam.betas) == (5e-4, [0.9, 0.95])
