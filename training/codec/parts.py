@@ -47,13 +47,16 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
     return {name: weight for name, weight in weights.items() if weight > 0}
 
 
+def discriminator_names(config: CodecConfig) -> list[str]:
+    """Those that the configuration has a loss for."""
+    losses = config.losses
+    return [] if losses.adv == losses.feat == 0 else list(config.adversarial.adversaries)
+
+
 def make_discriminators(config: CodecConfig) -> dict[str, nn.Module]:
     """The discriminators of the configuration by name."""
-    losses = config.losses
-    if losses.adv == losses.feat == 0:
-        return {}
     channels = {"in_channels": config.channels}
     return {
         name: _DISCRIMINATORS[name](**channels, **to_dict(getattr(config, name)))
-        for name in config.adversarial.adversaries
+        for name in discriminator_names(config)
     }

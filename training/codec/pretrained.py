@@ -13,7 +13,7 @@ from audiogen_fast.models.encodec import CompressionModel, EncodecModel
 from audiogen_fast.training.checkpoint import read_tensors
 from audiogen_fast.training.codec.config import CodecConfig
 from audiogen_fast.training.codec.export import read_run
-from audiogen_fast.training.codec.parts import make_discriminators
+from audiogen_fast.training.codec.parts import discriminator_names
 from audiogen_fast.training.runs import choose, is_run, run_config
 
 # What makes a codec another one. The rest of `rvq` is how it learns; `seanet.norm` may be that of
@@ -69,22 +69,24 @@ def load_discriminators(modules: Mapping[str, nn.Module], name: str, config: Cod
 
     Args:
         modules: the discriminators of `config`, by name.
-        name: folder of a run of the codec solver, whose newest checkpoint is taken.
+        name: see `load_weights`; of a run the newest checkpoint is taken.
     Returns:
-        Whether the run has the same discriminators; else nothing is changed.
+        Whether it is a run with the same discriminators; else nothing is changed.
     Raises:
         CheckpointError: the checkpoint cannot be read.
     """
+    if not modules or not is_run(name):
+        return False
     theirs = run_config(name)
     same = all(getattr(theirs, kind) == getattr(config, kind) for kind in modules)
-    if not modules or not same or set(make_discriminators(theirs)) != set(modules):
+    if not same or set(discriminator_names(theirs)) != set(modules):
         return False
     tensors = {
         f"adversary_{kind}.{key}": tensor
         for kind, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
-    read_tensors(choose(name, theirs, None, "ema").path, tensors)
+    read_tensors(choose(name, theirs).path, tensors)
     return True
 
 

@@ -32,7 +32,6 @@ from audiogen_fast.training.optimizers import (
     scale_gradients,
 )
 from audiogen_fast.training.parts import ModulePart, OptimizerPart, ValuesPart
-from audiogen_fast.training.runs import is_run
 from audiogen_fast.training.schedules import Schedule
 from audiogen_fast.training.solver import Solver, Update
 
@@ -91,10 +90,9 @@ class CodecSolver(Solver):
         config = self.config
         self.adversaries: dict[str, AdversarialLoss] = {}
         modules = make_discriminators(config)
-        if is_run(config.continue_from or "") and load_discriminators(
-            modules, config.continue_from, config
-        ):
-            self.tell(f"the discriminators go on from {config.continue_from} too")
+        start = config.continue_from
+        if start is not None and load_discriminators(modules, start, config):
+            self.tell(f"the discriminators go on from {start} too")
         for name, module in modules.items():
             module.to(self.ranks.device)
             optimizer = make_optimizer(module.parameters(), config.optim)

@@ -70,7 +70,10 @@ class ItemsConfig:
             f"{self.min_seconds} and {self.max_seconds}",
         )
         check(0 <= self.worded <= 1, f"worded must lie in 0..1, got {self.worded}")
-        check(0 <= self.speed < 1, f"speed must lie in 0..1, 1 excluded, got {self.speed}")
+        check(
+            self.speed == 0 or 1 / _SPEED_STEPS <= self.speed < 1,
+            f"speed must be 0, or at least 1/{_SPEED_STEPS} and less than 1, got {self.speed}",
+        )
         shares = (self.then, self.background)
         check(
             all(share >= 0 for share in shares) and sum(shares) <= 1,

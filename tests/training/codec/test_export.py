@@ -148,7 +148,7 @@ def test_going_on_from_a_codec(solver, small_recipe, make_solver, tmp_path, sour
     assert second.update(next(second.loader.forever())).made
 
 
-def test_discriminators_go_on_with_a_run(solver, small_recipe, make_solver):
+def test_discriminators_go_on_with_a_run(solver, small_recipe, make_solver, tmp_path, monkeypatch):
     """The same ones with their weights; others, and those of an export, anew."""
 
     def discriminator(**changes):
@@ -161,6 +161,9 @@ def test_discriminators_go_on_with_a_run(solver, small_recipe, make_solver):
     trained = list(solver.adversaries["msstftd"].adversary.state_dict().values())
     place = {"continue_from": solver.folder, "rvq__n_q": 4, "rvq__bins": 64}
     assert equal(discriminator(name="same", **place))
+    exported = export_codec(solver.folder, tmp_path / "exported").folder
+    assert not equal(discriminator(name="exported", **place | {"continue_from": exported}))
+    monkeypatch.chdir(solver.folder)  # a run, but none that was named
     assert not equal(discriminator(name="fresh", rvq__n_q=4, rvq__bins=64))
     assert not equal(discriminator(name="other", **place, msstftd__negative_slope=0.2))
 

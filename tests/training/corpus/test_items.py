@@ -160,6 +160,8 @@ def test_the_command_says_what_is_wrong(options, message, tmp_path, monkeypatch,
         {"then": 0.7, "background": 0.4},
         {"worded": 1.5},
         {"speed": 1.0},
+        {"speed": 0.05},
+        {"speed": float("nan")},
     ],
 )
 def test_impossible_items_are_refused(changes):
