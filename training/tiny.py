@@ -25,9 +25,9 @@ RECORD = "record.json"
 MODEL = "model"
 """The folder in the output that `AudioGen.get_pretrained` loads."""
 SEED = 2036
-ITEMS, VALID_ITEMS = 9000, 200
-SPEED = 0.125
-"""Part by which sounds in training items are faster or slower."""
+ITEMS, VALID_ITEMS = 20_000, 200
+SPEED, EQUALIZER = 0.1875, 6.0
+"""Part by which sounds in training items are faster or slower, decibels by which octaves move."""
 VOCABULARY, MAX_TOKENS = 7600, 128
 SECONDS = 4.0
 """Of the longest item: the window of the language model."""
@@ -80,8 +80,8 @@ class Pipeline:
         return {
             "text encoder": self._shrink_encoder,
             "codec": self._train_codec,
-            "items": lambda: self._make_items("items", "train", ITEMS, SPEED),
-            "items to validate": lambda: self._make_items("items-valid", "metric", VALID_ITEMS),
+            "items": self._make_items,
+            "items to validate": self._make_valid_items,
             "codec with discriminators": self._train_with_discriminators,
             "codec in half precision": self._halve,
             "codes": lambda: self._encode("items", "codes"),
@@ -125,12 +125,17 @@ class Pipeline:
         state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
         write_codec(config.model_config(), state, self.output / "codec")
 
-    def _make_items(self, name: str, split: str, count: int, speed: float = 0.0) -> None:
+    def _make_items(self) -> None:
+        self._write_items("items", "train", ITEMS, "--speed", SPEED, "--equalizer", EQUALIZER)
+
+    def _make_valid_items(self) -> None:
+        self._write_items("items-valid", "metric", VALID_ITEMS)
+
+    def _write_items(self, name: str, split: str, count: int, *more: object) -> None:
         _command(
             "audiogen_fast.training.corpus.items",
             *(self.corpus, self.output / name, "--where", f"split={split}"),
-            *("--count", count, "--seconds", SECONDS / 2, SECONDS, "--seed", SEED),
-            *("--speed", speed),
+            *("--count", count, "--seconds", SECONDS / 2, SECONDS, "--seed", SEED, *more),
         )
 
     def _encode(self, items: str, codes: str) -> None:

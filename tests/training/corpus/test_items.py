@@ -5,7 +5,13 @@ import pytest
 import soundfile
 
 from audiogen_fast.errors import InvalidInputError
-from audiogen_fast.training.corpus.items import ItemMaker, ItemsConfig, main, write_items
+from audiogen_fast.training.corpus.items import (
+    ItemMaker,
+    ItemsConfig,
+    equalized,
+    main,
+    write_items,
+)
 from audiogen_fast.training.data.manifest import read_manifest, write_manifest
 
 RATE = 16_000
@@ -113,6 +119,38 @@ def test_speeds_move_pitches_by_sixteenths_and_change_nothing_else(manifest):
     assert speeds <= {-2, -1, 0, 1, 2} and len(speeds) >= 3
 
 
+def test_an_equalizer_moves_octaves_and_no_onset():
+    noise = np.random.default_rng(0).standard_normal(4 * RATE)
+    noise[: 2 * RATE] = 0
+    wav = equalized(noise, RATE, 6.0, np.random.default_rng(1))
+    gain = np.abs(np.fft.rfft(wav)) / np.maximum(np.abs(np.fft.rfft(noise)), 1e-9)
+    hertz = np.fft.rfftfreq(len(noise), 1 / RATE)
+    drawn = np.random.default_rng(1).uniform(-6, 6, 8)
+    octaves = 8000 / 2.0 ** np.arange(7, -1, -1)
+    for wanted, pitch in zip(drawn[3:], octaves[3:], strict=True):
+        near = gain[np.abs(hertz / pitch - 1) < 0.02]
+        assert 20 * np.log10(np.median(near)) == pytest.approx(wanted, abs=0.75)
+    middle = gain[np.abs(hertz / (octaves[4] * 2**0.5) - 1) < 0.02]
+    assert 20 * np.log10(np.median(middle)) == pytest.approx(drawn[4:6].mean(), abs=0.25)
+    assert np.abs(wav[: int(1.984 * RATE)]).max() < 1e-9  # no echo before the onset
+    assert np.abs(wav[2 * RATE :]).max() > 1
+
+
+def test_equalized_items_are_the_same_sounds(manifest):
+    plain = ItemMaker(manifest, ItemsConfig(then=0, background=0, worded=0))
+    config = ItemsConfig(then=0, background=0, worded=0, equalizer=12)
+    maker, again = ItemMaker(manifest, config), ItemMaker(manifest, config)
+    changed = 0
+    for index in range(20):
+        (wav, caption), (other, same_caption) = plain.item(index), maker.item(index)
+        assert caption == same_caption and len(wav) == len(other)
+        assert np.array_equal(other, again.item(index)[0])
+        assert np.abs(other).max() == pytest.approx(0.89, abs=1e-3)
+        assert shares(other)[caption] > 0.9
+        changed += not np.allclose(wav, other, atol=0.01)
+    assert changed > 5
+
+
 def test_common_captions_are_drawn_by_their_root(manifest):
     maker = ItemMaker(manifest, ItemsConfig())
     assert dict(zip(maker.captions, maker.shares, strict=True)) == pytest.approx(
@@ -162,6 +200,9 @@ def test_the_command_says_what_is_wrong(options, message, tmp_path, monkeypatch,
         {"speed": 1.0},
         {"speed": 0.05},
         {"speed": float("nan")},
+        {"equalizer": -1.0},
+        {"equalizer": 30.0},
+        {"equalizer": float("nan")},
     ],
 )
 def test_impossible_items_are_refused(changes):
