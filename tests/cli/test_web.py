@@ -181,11 +181,14 @@ def test_the_command_serves_until_it_is_interrupted(capsys, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     visitor = threading.Thread(target=visit)
+    # A shell that started the tests in the background has them ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     visitor.start()
     try:
         assert main(["demo", "--model", "debug", "--port", str(port), "--json"]) == 0
     finally:
         visitor.join()
+        signal.signal(signal.SIGINT, before)
     assert seen[0]["analytics_enabled"] is False
     said = {"command": "demo", "model": "debug", "url": f"http://127.0.0.1:{port}/"}
     assert json.loads(seen[1]) == said
