@@ -33,6 +33,7 @@ from audiogen_fast.models.streaming_decoder import StreamingDecoder
 
 Seed = int | Sequence[int] | Tensor | None
 Callback = Callable[[int, int], Any]
+_SAMPLING = {"top_k": SamplingParams.top_k, "temperature": SamplingParams.temperature}
 
 
 class AudioGen:
@@ -188,12 +189,21 @@ class AudioGen:
         """Channels of the generated audio."""
         return self.compression_model.channels
 
+    @property
+    def default_sampling(self) -> dict[str, Any]:
+        """`top_k` and `temperature` where none is asked for: what the model's configuration has
+        under `sampling`, else those of the original."""
+        own = (self.cfg or {}).get("sampling") or {}
+        unknown = sorted(set(own) - set(_SAMPLING))
+        check(not unknown, f"sampling must have keys of {sorted(_SAMPLING)} only, got {unknown}")
+        return _SAMPLING | own
+
     def set_generation_params(
         self,
         use_sampling: bool = True,
-        top_k: int = 250,
+        top_k: int | None = None,
         top_p: float = 0.0,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         duration: float = 10.0,
         cfg_coef: float | None = 3.0,
         two_step_cfg: bool = False,
@@ -205,9 +215,11 @@ class AudioGen:
 
         Args:
             use_sampling: draw codes at random; otherwise take the most likely ones.
-            top_k: draw among this many codes; 0 for all.
+            top_k: draw among this many codes; 0 for all, None for the model's own (see
+                `default_sampling`; 250 for the released ones).
             top_p: draw among the codes that together reach this; takes precedence over top_k.
-            temperature: divides the logits; 0, or less than 1e-6, is the same as no sampling.
+            temperature: divides the logits; 0, or less than 1e-6, is the same as no sampling; None
+                for the model's own (1 for the released ones).
             duration: seconds of a clip.
             cfg_coef: strength of classifier-free guidance; None for the model's own.
             two_step_cfg: encode conditional and unconditional half apart.
@@ -218,8 +230,12 @@ class AudioGen:
         Raises:
             InvalidInputError: a value is out of its limits.
         """
+        own = self.default_sampling
         sampling = SamplingParams(
-            use_sampling=use_sampling, temperature=temperature, top_k=top_k, top_p=top_p
+            use_sampling=use_sampling,
+            temperature=own["temperature"] if temperature is None else temperature,
+            top_k=own["top_k"] if top_k is None else top_k,
+            top_p=top_p,
         )
         duration, cfg_coef = duration_seconds(duration), guidance_strength(cfg_coef)
         extend_stride = number("extend_stride", extend_stride)

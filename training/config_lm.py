@@ -1,5 +1,6 @@
 """Configuration of the language model's training; the sections are those of `xp.cfg`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -105,6 +106,15 @@ class GuidanceConfig:
     """Strength of guidance in generation."""
     per_sample: bool = True
     """Draw for each sample; false: one draw for the whole batch, as the original does."""
+
+
+@dataclass
+class SamplingConfig:
+    top_k: int | None = None
+    """Codes among which `AudioGen` draws where no number is asked for; none: 250, or those of
+    continue_from."""
+    temperature: float | None = None
+    """Temperature where none is asked for; none: 1, or that of continue_from."""
 
 
 @dataclass
@@ -288,6 +298,7 @@ class LMConfig(TrainConfig):
     transformer_lm: TransformerLMConfig = field(default_factory=TransformerLMConfig)
     codebooks_pattern: PatternConfig = field(default_factory=PatternConfig)
     classifier_free_guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     attribute_dropout: dict[str, dict[str, float]] = field(default_factory=dict)
     """Probabilities of leaving out single attributes in training, such as
     {text = {description = 0.1}}."""
@@ -318,6 +329,11 @@ class LMConfig(TrainConfig):
         )
         for name, p in self.attribute_dropout.get("text", {}).items():
             check(0 <= p <= 1, f"attribute_dropout.text.{name} must lie in [0, 1], got {p}")
+        for name, value in vars(self.sampling).items():
+            check(
+                value is None or 0 <= value < math.inf,
+                f"sampling.{name} must be finite and not negative, got {value}",
+            )
         check(self.lora.rank >= 0, f"lora.rank must not be negative, got {self.lora.rank}")
         check(
             self.lora.rank == 0 or self.continue_from is not None,
@@ -346,7 +362,7 @@ class LMConfig(TrainConfig):
             conditioners[name] = {"model": kind, kind: conditioner[kind] or _default(kind)}
         guidance = dict(cfg["classifier_free_guidance"])
         guidance.pop("per_sample")
-        return Config(
+        made = Config(
             solver="audiogen",
             device="cpu",
             dtype="float32",
@@ -364,6 +380,10 @@ class LMConfig(TrainConfig):
             codebooks_pattern=cfg["codebooks_pattern"],
             transformer_lm=cfg["transformer_lm"],
         )
+        sampling = {name: value for name, value in cfg["sampling"].items() if value is not None}
+        if sampling:  # which the original does not know
+            made["sampling"] = sampling
+        return made
 
 
 def _default(kind: str) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def build_lm(config: LMConfig) -> LMModel:
             tensor.data = tensor.data.clone()  # it may be a view of the file
         cfg = config.xp_cfg()
         lm.cfg["classifier_free_guidance"] = cfg["classifier_free_guidance"]
-        lm.cfg["dataset"] = Config(lm.cfg.get("dataset") or {}, **cfg["dataset"])
+        for section in ("dataset", "sampling"):
+            if section in cfg:
+                lm.cfg[section] = Config(lm.cfg.get(section) or {}, **cfg[section])
     _set_training_options(lm, config)
     return lm.train()
 

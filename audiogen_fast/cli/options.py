@@ -32,7 +32,9 @@ def add_model_options(model: argparse._ActionsContainer) -> None:
 
 def add_sampling_options(sampling: argparse._ActionsContainer) -> None:
     sampling.add_argument(
-        "--top-k", type=count, default=250, help="draw among this many codes (default 250); 0: all"
+        "--top-k",
+        type=count,
+        help="draw among this many codes; 0: all (default: the model's own, or 250)",
     )
     sampling.add_argument(
         "--top-p",
@@ -40,7 +42,9 @@ def add_sampling_options(sampling: argparse._ActionsContainer) -> None:
         default=0.0,
         help="draw among the codes that reach this probability; takes precedence over --top-k",
     )
-    sampling.add_argument("--temperature", type=not_negative, default=1.0, help="(default 1)")
+    sampling.add_argument(
+        "--temperature", type=not_negative, help="(default: the model's own, or 1)"
+    )
     sampling.add_argument("--greedy", action="store_true", help="take the most likely codes")
     sampling.add_argument(
         "--cfg-coef", type=number, default=3.0, help="strength of guidance (default 3); 1: none"

@@ -36,9 +36,9 @@ class Sampling:
     """Seconds of each sound; None: as long as its reference."""
     batch_size: int = 8
     use_sampling: bool = True
-    top_k: int = 250
+    top_k: int | None = None
     top_p: float = 0.0
-    temperature: float = 1.0
+    temperature: float | None = None
     cfg_coef: float = 3.0
 
 
@@ -104,9 +104,10 @@ def _set_sampling(model: AudioGen, sampling: Sampling, seconds: float) -> None:
     duration = (frames + 0.01) / model.frame_rate  # rounding must not lose the last frame
     if seconds <= model.max_duration:
         duration = min(duration, model.max_duration)  # nor begin another window
+    top_k = model.default_sampling["top_k"] if sampling.top_k is None else sampling.top_k
     model.set_generation_params(
         use_sampling=sampling.use_sampling,
-        top_k=min(sampling.top_k, model.lm.card),
+        top_k=min(top_k, model.lm.card),
         top_p=sampling.top_p,
         temperature=sampling.temperature,
         duration=duration,

@@ -137,17 +137,26 @@ class Page:
 
     def _sampling(self) -> list[gr.components.Component]:
         """In the order of `Wishes`."""
+        own = self.model.default_sampling
         with gr.Accordion("Sampling", open=False):
             with gr.Row():
                 top_k = gr.Number(
-                    250, label="top_k", info="of so many codes; 0: all", precision=0, min_width=140
+                    own["top_k"],
+                    label="top_k",
+                    info="of so many codes; 0: all",
+                    precision=0,
+                    min_width=140,
                 )
                 top_p = gr.Number(
                     0, label="top_p", info="before top_k; 0: not", step=0.05, min_width=140
                 )
             with gr.Row():
                 temperature = gr.Number(
-                    1, label="temperature", info="0: greedy", step=0.1, min_width=140
+                    own["temperature"],
+                    label="temperature",
+                    info="0: greedy",
+                    step=0.1,
+                    min_width=140,
                 )
                 cfg_coef = gr.Number(
                     3, label="cfg_coef", info="of guidance; 1: none", step=0.5, min_width=140

@@ -135,6 +135,17 @@ def test_files(own, released):
     assert modes == {0o666 & ~umask}
 
 
+def test_own_sampling(own, tmp_path):
+    model = load(own)
+    model.cfg["sampling"] = {"top_k": 7, "temperature": 0.5}
+    again = load(model.save_pretrained(tmp_path / "model"))
+    assert again.default_sampling == {"top_k": 7, "temperature": 0.5}
+    assert (again.generation_params["top_k"], again.generation_params["temp"]) == (7, 0.5)
+    again.cfg["sampling"] = {"top_k": "all"}
+    with pytest.raises(CheckpointError, match="top_k must be an int >= 0, got 'all'"):
+        load(again.save_pretrained(tmp_path / "wrong"))
+
+
 def test_values_that_json_lacks(packages, write, configure, tmp_path):
     """YAML makes dates of what looks like one, and knows infinity."""
     package = configure("lm", {"device": float("inf")})

@@ -80,7 +80,8 @@ def test_json_is_all_of_stdout_and_agrees_with_the_files(run_json, common, tmp_p
     assert (info.sample_rate, info.duration) == (file["sample_rate"], file["seconds"])
     assert (info.sample_rate, info.duration) == (16000, 1.0)
     settings = report["settings"]
-    assert settings["greedy"] is True and settings["duration"] == 1 and settings["top_k"] == 250
+    assert settings["greedy"] is True and settings["duration"] == 1
+    assert settings["top_k"] is None and settings["cfg_coef"] == 3  # None: the model's own
     timings = report["timings"]
     assert timings["sound"] == 1 and timings["generating"] > 0 and timings["loading"] > 0
     assert timings["times_real_time"] == pytest.approx(1 / timings["generating"], rel=0.05)

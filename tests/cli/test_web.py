@@ -113,6 +113,14 @@ def test_the_page_makes_what_generate_makes(client, model, changes):
 
 
 @needs_gradio
+def test_controls_begin_with_the_models_own_sampling(model, monkeypatch):
+    own = {"top_k": 40, "temperature": 0.5}
+    monkeypatch.setattr(model, "cfg", {**model.cfg, "sampling": own})
+    controls = {getattr(block, "label", None): block for block in build_page(model).blocks.values()}
+    assert {name: controls[name].value for name in own} == own
+
+
+@needs_gradio
 def test_a_random_seed_is_told_and_makes_the_sound_again(client):
     *_, first, _, seed = client.predict(**wishes(random_seed=True), api_name="/generate")
     *_, again, _, same = client.predict(**wishes(seed=seed), api_name="/generate")

@@ -55,6 +55,16 @@ def test_a_sound_is_that_of_its_seed(model, reference):
     torch.testing.assert_close(made.source, wav[:9001].clone(), atol=2e-3, rtol=0)
 
 
+def test_sampling_is_the_models_own_unless_given(model, reference, monkeypatch):
+    monkeypatch.setattr(model, "cfg", {**model.cfg, "sampling": {"top_k": 1}})
+    own, greedy, drawn = (
+        generate(model, reference, "tiny", Sampling(seed=5, duration=0.25, **given)).clips.clips
+        for given in ({}, {"use_sampling": False}, {"top_k": 250})
+    )
+    assert all(a.source.equal(b.source) for a, b in zip(own, greedy, strict=True))
+    assert not any(a.source.equal(b.source) for a, b in zip(own, drawn, strict=True))
+
+
 def test_a_fixed_duration(model, reference):
     made = generate(model, reference, "tiny", Sampling(duration=0.25)).clips.clips
     assert {len(clip.source) for clip in made} == {4000}

@@ -1,5 +1,7 @@
 """The public interface: sounds, seeds, streams, cancelling, and what a mistake looks like."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,19 @@ def test_no_strength_of_guidance_is_that_of_the_model(model, monkeypatch):
         if strength == 7.0:
             expected = codes
         assert torch.equal(codes, expected) == (strength != 3.0)
+
+
+def test_a_model_may_bring_its_own_sampling(model, monkeypatch):
+    greedy = {"use_sampling": False}
+    for own in ({"top_k": 1}, {"temperature": 0}, {"top_k": 1, "temperature": 0}):
+        monkeypatch.setattr(model, "cfg", {**model.cfg, "sampling": own})
+        assert model.default_sampling == {"top_k": 250, "temperature": 1.0} | own
+        model.set_generation_params(duration=0.4, **greedy)
+        expected = tokens(model)
+        model.set_generation_params(duration=0.4)
+        assert torch.equal(tokens(model, seed=9), expected), own
+        model.set_generation_params(duration=0.4, top_k=250, temperature=1.0)
+        assert not torch.equal(tokens(model, seed=9), expected), own
 
 
 def test_unconditional_sounds_are_descriptions_of_nothing(model):
@@ -292,6 +307,13 @@ def wave(*shape):
     return torch.zeros(*shape)
 
 
+def own_sampling(model, sampling):
+    """A model whose configuration has these."""
+    lm = copy.copy(model.lm)
+    lm.cfg = {**model.cfg, "sampling": sampling}
+    AudioGen("x", model.compression_model, lm)
+
+
 MISTAKES = {
     "bare string": (lambda m: m.generate("a dog"), "bare string 'a dog'"),
     "no texts": (lambda m: m.generate([]), "at least one text"),
@@ -315,6 +337,9 @@ MISTAKES = {
     "codes": (lambda m: m.generate_audio(torch.zeros(4, 5)), r"\[B, K, T\]"),
     "text temperature": (lambda m: m.set_generation_params(temperature="1"), "temperature.*'1'"),
     "text top_p": (lambda m: m.set_generation_params(top_p=None), "top_p.*None"),
+    "own top_k": (lambda m: own_sampling(m, {"top_k": None}), "top_k.*None"),
+    "own temperature": (lambda m: own_sampling(m, {"temperature": -2}), "temperature.*-2"),
+    "own sampling": (lambda m: own_sampling(m, {"top_q": 1}), r"sampling.*top_k.*\['top_q'\]"),
     "fraction top_k": (lambda m: m.set_generation_params(top_k=2.5), "top_k.*2.5"),
     "text duration": (lambda m: m.set_generation_params(duration="5"), "duration.*'5'"),
     "text stride": (lambda m: m.set_generation_params(extend_stride="2"), "extend_stride.*'2'"),

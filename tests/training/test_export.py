@@ -34,6 +34,18 @@ def test_export(finished, tmp_path, format):
     assert model.generate(["a bell"]).shape == (1, 1, 3200)
 
 
+def test_sampling_goes_with_the_model(make_solver, small_config, tmp_path):
+    """From the recipe, or from the model that was trained on."""
+    make_solver(small_config("first", "sampling.top_k=7")).run()
+    export_lm(tmp_path / "first", tmp_path / "a")
+    assert AudioGen.get_pretrained(tmp_path / "a", "cpu").generation_params["top_k"] == 7
+    more = [f"continue_from={tmp_path / 'a'}", "sampling.temperature=0.5"]
+    make_solver(small_config("second", *more)).run()
+    export_lm(tmp_path / "second", tmp_path / "b")
+    sampling = {"top_k": 7, "temperature": 0.5}
+    assert AudioGen.get_pretrained(tmp_path / "b", "cpu").default_sampling == sampling
+
+
 def test_the_originals_files(finished, tmp_path):
     export_lm(finished.folder, tmp_path, "audiocraft", weights="last")
     package = load_pickled(tmp_path / "state_dict.bin")
