@@ -234,7 +234,9 @@ class _Run:
                 self.progress(f"{name}: generating", done, len(reference))
 
             made = systems.generate(model, reference, name, sampling, step)
-        row = self.add(made.clips, f"what {label} makes of the captions, seed {sampling.seed}")
+        drawn = sampling.of(model)
+        how = f"top_k {drawn.top_k}, temperature {drawn.temperature:g}, seed {drawn.seed}"
+        row = self.add(made.clips, f"what {label} makes of the captions, {how}")
         row.values["speed"] = Value(made.sound / made.computing, n=len(made.clips))
         if "language" in self.metrics:
             with self.timed(f"language model, {name}"):

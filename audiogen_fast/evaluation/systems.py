@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -37,9 +37,15 @@ class Sampling:
     batch_size: int = 8
     use_sampling: bool = True
     top_k: int | None = None
+    """None, as for `temperature`: the model's own."""
     top_p: float = 0.0
     temperature: float | None = None
     cfg_coef: float = 3.0
+
+    def of(self, model: AudioGen) -> "Sampling":
+        """With what is left to the model filled in."""
+        own = model.default_sampling.items()
+        return replace(self, **{name: v for name, v in own if getattr(self, name) is None})
 
 
 _SETTINGS = ("duration", "extend_stride", "batch_invariant", "generation_params")
@@ -62,6 +68,7 @@ def generate(
     Args:
         progress: called with the number of sounds of each batch.
     """
+    sampling = sampling.of(model)
     captioned = [clip for clip in reference.clips if clip.caption is not None]
     check(bool(captioned), "reference must have captions to generate for, got none")
     seeds = {clip.name: sampling.seed + index for index, clip in enumerate(reference.clips)}
@@ -104,10 +111,9 @@ def _set_sampling(model: AudioGen, sampling: Sampling, seconds: float) -> None:
     duration = (frames + 0.01) / model.frame_rate  # rounding must not lose the last frame
     if seconds <= model.max_duration:
         duration = min(duration, model.max_duration)  # nor begin another window
-    top_k = model.default_sampling["top_k"] if sampling.top_k is None else sampling.top_k
     model.set_generation_params(
         use_sampling=sampling.use_sampling,
-        top_k=min(top_k, model.lm.card),
+        top_k=min(sampling.top_k, model.lm.card),
         top_p=sampling.top_p,
         temperature=sampling.temperature,
         duration=duration,

@@ -175,6 +175,7 @@ def test_counts_and_seeds_are_said(report):
 def test_a_model_has_speed_cross_entropy_and_its_codec(report):
     found, _ = report
     assert found.row("tiny").values["speed"].value > 0
+    assert "top_k 250, temperature 1, seed 3" in found.row("tiny").about  # the model's own
     ce = [found.row(n).values["ce:tiny"] for n in ("real clips", "shuffled captions", "noise")]
     assert all(v.n == LIMIT and v.low <= v.value <= v.high for v in ce)
     assert ce[0].p is not None
