@@ -91,8 +91,10 @@ class CodecSolver(Solver):
         self.adversaries: dict[str, AdversarialLoss] = {}
         modules = make_discriminators(config)
         start = config.continue_from
-        if start is not None and load_discriminators(modules, start, config):
-            self.tell(f"the discriminators go on from {start} too")
+        if start is not None and modules:
+            found = load_discriminators(modules, start, config)
+            how = f"go on from {start} too" if found else f"begin anew: {start} has none like them"
+            self.tell(f"the discriminators {how}")
         for name, module in modules.items():
             module.to(self.ranks.device)
             optimizer = make_optimizer(module.parameters(), config.optim)

@@ -149,10 +149,13 @@ def test_going_on_from_a_codec(solver, small_recipe, make_solver, tmp_path, sour
 
 
 def test_discriminators_go_on_with_a_run(solver, small_recipe, make_solver, tmp_path, monkeypatch):
-    """The same ones with their weights; others, and those of an export, anew."""
+    """The same ones with their weights; others, and those of an export, anew. Which is told."""
+    told = []
 
     def discriminator(**changes):
-        module = make_solver(small_recipe(**changes)).adversaries["msstftd"].adversary
+        solver = make_solver(small_recipe(**changes))
+        told.append([line for line in solver.lines if "discriminators" in line])
+        module = solver.adversaries["msstftd"].adversary
         return [tensor.clone() for tensor in module.state_dict().values()]
 
     def equal(ours):
@@ -166,6 +169,10 @@ def test_discriminators_go_on_with_a_run(solver, small_recipe, make_solver, tmp_
     monkeypatch.chdir(solver.folder)  # a run, but none that was named
     assert not equal(discriminator(name="fresh", rvq__n_q=4, rvq__bins=64))
     assert not equal(discriminator(name="other", **place, msstftd__negative_slope=0.2))
+    same, from_export, fresh, other = told
+    assert same == [f"the discriminators go on from {solver.folder} too"] and fresh == []
+    assert from_export == [f"the discriminators begin anew: {exported} has none like them"]
+    assert other == [f"the discriminators begin anew: {solver.folder} has none like them"]
 
 
 def test_the_released_layout_is_a_start(small_recipe, make_solver, codec_checkpoint):
