@@ -14,6 +14,7 @@ from audiogen_fast.data.audio import audio_read
 from audiogen_fast.demo_model import RECORDING, RECORDING_CAPTION
 from audiogen_fast.models.loaders import load_compression_model
 from audiogen_fast.pretrained import ABOUT, FOLDERS, TINY
+from audiogen_fast.training.recipe import load_recipe
 
 KNOWN = ("an explosion", "steady rain", "glass breaking", "a clap of thunder")
 
@@ -54,6 +55,13 @@ def test_structure_is_that_of_audiogen(model):
     assert (model.lm.n_q, model.lm.card, model.max_duration) == (4, 1024, 4.0)
     assert model.lm.cfg["codebooks_pattern"]["modeling"] == "delay"
     assert model.name == TINY and TINY in ABOUT
+
+
+def test_it_draws_as_its_recipe_says(model):
+    own = load_recipe("tiny_lm").sampling.top_k
+    assert own != 250 and model.default_sampling == {"top_k": own, "temperature": 1.0}
+    assert model.generation_params["top_k"] == own
+    assert f"`top_k` {own}" in (FOLDERS[TINY] / "README.md").read_text("utf-8")
 
 
 def test_what_is_loaded_alone_is_the_same_codec(model):
