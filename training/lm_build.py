@@ -21,8 +21,8 @@ def build_lm(config: LMConfig) -> LMModel:
     """The language model, float32 on the CPU, in training mode, with its `cfg`.
 
     From a checkpoint it has that one's architecture; what `config` says of training it (dropout,
-    recomputation, guidance, learning rates of parts, the window) is taken from there in either
-    case. Of conditioners see `check_conditioners`.
+    recomputation, guidance, sampling, learning rates of parts, the window) is taken from there in
+    either case. Of conditioners see `check_conditioners`.
     """
     if config.continue_from is None:
         cfg = config.xp_cfg()

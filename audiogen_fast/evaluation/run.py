@@ -234,8 +234,8 @@ class _Run:
                 self.progress(f"{name}: generating", done, len(reference))
 
             made = systems.generate(model, reference, name, sampling, step)
-        drawn = sampling.of(model)
-        how = f"top_k {drawn.top_k}, temperature {drawn.temperature:g}, seed {drawn.seed}"
+        top_k, temperature = made.drawn["top_k"], made.drawn["temp"]
+        how = f"top_k {top_k}, temperature {temperature:g}, seed {sampling.seed}"
         row = self.add(made.clips, f"what {label} makes of the captions, {how}")
         row.values["speed"] = Value(made.sound / made.computing, n=len(made.clips))
         if "language" in self.metrics:

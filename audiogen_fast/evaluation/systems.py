@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Made:
     """Seconds generated, before they were cut to length."""
     computing: float
     """Seconds it took, the first batch's start-up included."""
+    drawn: dict[str, Any]
+    """The model's `generation_params` meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,6 @@ class Sampling:
     top_p: float = 0.0
     temperature: float | None = None
     cfg_coef: float = 3.0
-
-    def of(self, model: AudioGen) -> "Sampling":
-        """With what is left to the model filled in."""
-        own = model.default_sampling.items()
-        return replace(self, **{name: v for name, v in own if getattr(self, name) is None})
 
 
 _SETTINGS = ("duration", "extend_stride", "batch_invariant", "generation_params")
@@ -68,7 +66,6 @@ def generate(
     Args:
         progress: called with the number of sounds of each batch.
     """
-    sampling = sampling.of(model)
     captioned = [clip for clip in reference.clips if clip.caption is not None]
     check(bool(captioned), "reference must have captions to generate for, got none")
     seeds = {clip.name: sampling.seed + index for index, clip in enumerate(reference.clips)}
@@ -96,6 +93,7 @@ def generate(
             )
         if progress is not None:
             progress(len(batch))
+    drawn = model.generation_params
     for setting, value in before.items():
         setattr(model, setting, value)
     found = inspected(name, [made[clip.name] for clip in captioned])
@@ -103,7 +101,7 @@ def generate(
     found.faults += [
         Fault(name, clip.name, "missing", "its reference has no caption", False) for clip in without
     ]
-    return Made(found, sound, computing)
+    return Made(found, sound, computing, drawn)
 
 
 def _set_sampling(model: AudioGen, sampling: Sampling, seconds: float) -> None:
@@ -113,7 +111,7 @@ def _set_sampling(model: AudioGen, sampling: Sampling, seconds: float) -> None:
         duration = min(duration, model.max_duration)  # nor begin another window
     model.set_generation_params(
         use_sampling=sampling.use_sampling,
-        top_k=min(sampling.top_k, model.lm.card),
+        top_k=None if sampling.top_k is None else min(sampling.top_k, model.lm.card),
         top_p=sampling.top_p,
         temperature=sampling.temperature,
         duration=duration,
