@@ -144,7 +144,7 @@ class AudioGen:
             model = AudioGen(str(name), codec, lm, engine=engine)
         except (InvalidInputError, AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{name}: language model and codec do not fit their configuration: {error}"
+                f"{name}: language model, codec and configuration do not fit together: {error}"
             ) from error
         codec = model.compression_model
         if (codec.cardinality, codec.num_codebooks) != (lm.card, lm.n_q):

@@ -93,9 +93,7 @@ def test_codec_and_language_model_of_other_sizes(packages, write, configure):
 
 def test_more_codebooks_than_the_codec_has(write, configure):
     folder = write(lm=configure("lm", {"compression_model_n_q": 9}))
-    with pytest.raises(
-        CheckpointError, match=r"do not fit their configuration: n must lie in 1\.\.4"
-    ):
+    with pytest.raises(CheckpointError, match=r"do not fit together: n must lie in 1\.\.4"):
         AudioGen.get_pretrained(folder, device="cpu")
 
 
