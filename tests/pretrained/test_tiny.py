@@ -155,7 +155,7 @@ def test_quantised_weights_keep_the_distributions(model, name):
         [name],
         [3.0],
         1.0,
-        quality.DESCRIPTIONS[:3],
+        quality.DESCRIPTIONS,  # the limits are of the mean: of a single one it may be thrice that
     )
     for row in found["results"]:
         assert row["kl_mean"] <= quality.LIMITS[name], row
