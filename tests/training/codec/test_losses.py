@@ -109,6 +109,21 @@ def test_alphas_weigh_the_logarithms():
     assert_close(actual.double(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("floor", [1e-5, 1e-8])
+def test_what_lies_below_the_floor_is_not_heard(floor):
+    quiet, silence = 1e-4 * noise(1, 1, 4000), torch.zeros(1, 1, 4000)
+    mel = MelSpectrogram(16000, 512, 128, 24, normalized=True)(quiet)
+    difference = torch.log10(1 + mel / floor)
+    loss = MelSpectrogramL1Loss(16000, 512, 128, 24, normalized=True, floor_level=floor)
+    assert_close(loss(quiet, silence), difference.mean(), rtol=1e-4, atol=1e-6)
+    multi = MultiScaleMelSpectrogramLoss(
+        16000, 9, 10, n_mels=24, alphas=False, normalized=True, floor_level=floor
+    )
+    expected = (mel.mean() + difference.square().mean()) / 2
+    assert_close(multi(quiet, silence), expected, rtol=1e-4, atol=1e-6)
+    assert (difference.mean() > 0.5) == (floor < 1e-6)
+
+
 def test_stft_loss_by_hand():
     x, y = noise(2, 1, 300), noise(2, 1, 300, seed=1)
     loss = STFTLoss(64, 16, 48, factor_sc=0.3, factor_mag=0.7)
