@@ -41,12 +41,14 @@ class Pipeline:
         corpus: of `corpus.build`, with the splits `train` and `metric`.
         output: folder for everything that is made.
         encoder: folder or hub id of the text encoder, before it is shrunk.
-        changes: of the three recipes, such as `codec.optim.epochs=1` or `lm.optim.epochs=1`.
+        changes: of the recipes, such as `codec.optim.epochs=1` or `lm.optim.epochs=1`.
     """
 
     def __init__(self, corpus: Path, output: Path, encoder: str, changes: Sequence[str] = ()):
         self.corpus, self.output, self.encoder = corpus, output, encoder
-        self.changes: dict[str, list[str]] = {"codec": [], "adversarial": [], "lm": []}
+        self.changes: dict[str, list[str]] = {
+            part: [] for part in ("codec", "adversarial", "decoder", "lm")
+        }
         for change in changes:
             part, _, rest = change.partition(".")
             check(
@@ -83,6 +85,7 @@ class Pipeline:
             "items": self._make_items,
             "items to validate": self._make_valid_items,
             "codec with discriminators": self._train_with_discriminators,
+            "decoder alone": self._train_decoder,
             "codec in half precision": self._halve,
             "codes": lambda: self._encode("items", "codes"),
             "codes to validate": lambda: self._encode("items-valid", "codes-valid"),
@@ -101,11 +104,17 @@ class Pipeline:
         self._train_on_sounds("tiny_codec", "codec", f"dataset.train.source={self.corpus}")
 
     def _train_with_discriminators(self) -> None:
+        self._train_on_items("tiny_adversarial", "adversarial", "codec-run")
+
+    def _train_decoder(self) -> None:
+        self._train_on_items("tiny_decoder", "decoder", "adversarial-run")
+
+    def _train_on_items(self, recipe: str, part: str, before: str) -> None:
         self._train_on_sounds(
-            "tiny_adversarial",
-            "adversarial",
+            recipe,
+            part,
             f"dataset.train.source={self.output / 'items'}",
-            f"continue_from={self.output / 'codec-run'}",
+            f"continue_from={self.output / before}",
         )
 
     def _train_on_sounds(self, recipe: str, part: str, *more: str) -> None:
@@ -121,7 +130,7 @@ class Pipeline:
         """The codec as it is shipped, so that the language model learns the codes of that one."""
         from audiogen_fast.training.codec.export import read_run, write_codec
 
-        config, state, _ = read_run(self.output / "adversarial-run")
+        config, state, _ = read_run(self.output / "decoder-run")
         state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
         write_codec(config.model_config(), state, self.output / "codec")
 
@@ -177,6 +186,7 @@ class Pipeline:
         curves = {
             "codec-run": ["mel_distance", "msspec"],
             "adversarial-run": ["msspec", "feat_msstftd"],
+            "decoder-run": ["d_msstftd", "msspec"],
             "lm-run": ["ppl"],
         }
         runs = {self.output / run: metrics for run, metrics in curves.items()}
@@ -216,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "changes",
         nargs="*",
         metavar="PART.KEY=VALUE",
-        help="of the recipes: codec.…, adversarial.… or lm.…",
+        help="of the recipes: codec.…, adversarial.…, decoder.… or lm.…",
     )
     args = parser.parse_intermixed_args(argv)
     try:

@@ -12,12 +12,6 @@ from audiogen_fast.training import tiny
 from audiogen_fast.training.curves import draw_curves, read_curves
 
 SMALL = [
-    "codec.seanet.n_filters=2",
-    "codec.seanet.dimension=16",
-    "codec.rvq.bins=32",
-    "adversarial.seanet.n_filters=2",
-    "adversarial.seanet.dimension=16",
-    "adversarial.rvq.bins=32",
     "lm.transformer_lm.dim=32",
     "lm.transformer_lm.num_layers=1",
     "lm.transformer_lm.card=32",
@@ -25,7 +19,9 @@ SMALL = [
     "lm.optim.updates_per_epoch=2",
     "lm.dataset.num_workers=0",
 ]
-for _part in ("codec", "adversarial"):
+for _part in ("codec", "adversarial", "decoder"):
+    SMALL += [f"{_part}.seanet.n_filters=2", f"{_part}.seanet.dimension=16"]
+    SMALL += [f"{_part}.rvq.bins=32"]
     SMALL += [f"{_part}.optim.epochs=1", f"{_part}.optim.updates_per_epoch=2"]
     SMALL += [f"{_part}.dataset.{name}.num_samples=16" for name in ("train", "valid", "evaluate")]
     SMALL += [f"{_part}.dataset.generate.num_samples=4"]

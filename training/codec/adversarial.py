@@ -66,6 +66,7 @@ class AdversarialLoss:
         optimizer: of its parameters.
         kind: a key of `CRITERIA`.
         normalize: average over sub-discriminators, and over the maps of each, instead of adding.
+        dtype: of the discriminator's layers (autocast); losses are float32 in any case.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class AdversarialLoss:
         optimizer: torch.optim.Optimizer,
         kind: str = "hinge",
         normalize: bool = True,
+        dtype: torch.dtype = torch.float32,
     ):
         check(kind in CRITERIA, f"kind must be one of {sorted(CRITERIA)}, got {kind!r}")
         self.adversary, self.optimizer, self.normalize = adversary, optimizer, normalize
+        self.dtype = dtype
         self.loss, self.loss_real, self.loss_fake = CRITERIA[kind]
 
     def train_step(self, fake: Tensor, real: Tensor) -> Tensor:
@@ -86,7 +89,7 @@ class AdversarialLoss:
         finite are left out.
         """
         # One pass over both: the layers treat batch items alike.
-        logits, _ = self.adversary(torch.cat([fake.detach(), real.detach()]))
+        logits, _ = self._judge(torch.cat([fake.detach(), real.detach()]))
         losses = []
         for both in logits:
             of_fake, of_real = both.split([len(fake), len(real)])
@@ -106,9 +109,9 @@ class AdversarialLoss:
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            logits, fake_maps = self.adversary(fake)
+            logits, fake_maps = self._judge(fake)
             with torch.no_grad():
-                _, real_maps = self.adversary(real)
+                _, real_maps = self._judge(real)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
@@ -120,6 +123,13 @@ class AdversarialLoss:
             ]
         )
         return adversarial, features
+
+    def _judge(self, wav: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Logits and feature maps of audio `[B, C, T]`, float32."""
+        enabled = self.dtype != torch.float32
+        with torch.autocast(wav.device.type, self.dtype, enabled=enabled):
+            logits, maps = self.adversary(wav)
+        return [x.float() for x in logits], [[x.float() for x in layers] for layers in maps]
 
     def _reduce(self, losses: Sequence[Tensor]) -> Tensor:
         total = torch.stack(losses).sum()

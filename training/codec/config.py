@@ -1,5 +1,6 @@
 """Configuration of the codec's training; the sections are those of the original's `xp.cfg`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -139,6 +140,12 @@ class AdversarialConfig:
     """Which discriminators; an empty list: none."""
     adv_loss: Literal["hinge", "hinge2", "mse"] = "hinge"
     """Kind of the adversarial loss."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the discriminators' layers; all else of a codec's training is float32."""
+    lr: float | None = None
+    """Learning rate of the discriminators, before the schedule; none: that of the codec."""
+    warmup: int = 0
+    """Updates at the start in which the discriminators learn alone, and the codec stays."""
 
 
 @dataclass
@@ -348,6 +355,19 @@ class CodecConfig(TrainConfig):
             self.adversarial.every >= 1,
             f"adversarial.every must be at least 1, got {self.adversarial.every}",
         )
+        warmup = self.adversarial.warmup
+        check(warmup >= 0, f"adversarial.warmup must be at least 0, got {warmup}")
+        judged = self.adversarial.adversaries and self.losses.adv + self.losses.feat > 0
+        check(
+            warmup == 0 or (self.continue_from is not None and judged),
+            "adversarial.warmup needs a codec and discriminators: continue_from, "
+            f"adversarial.adversaries and losses.adv or losses.feat must be given, got {warmup} "
+            "without",
+        )
+        check(
+            self.adversarial.lr is None or self.adversarial.lr > 0,
+            f"adversarial.lr must be above 0, got {self.adversarial.lr}",
+        )
         check(
             self.balancer.penalty_weight >= 0,
             f"balancer.penalty_weight must be at least 0, got {self.balancer.penalty_weight}",
@@ -373,7 +393,30 @@ class CodecConfig(TrainConfig):
         check(
             self.evaluate.every > 0, f"evaluate.every must be positive, got {self.evaluate.every}"
         )
+        self._check_spectrograms()
         self._check_segments()
+
+    def _check_spectrograms(self) -> None:
+        """What the mel losses cannot be made with, or would learn nothing from."""
+        top = self.sample_rate / 2
+        for name in ("mel", "msspec"):
+            part = getattr(self, name)
+            check(part.n_mels >= 1, f"{name}.n_mels must be at least 1, got {part.n_mels}")
+            check(
+                0 < part.floor_level < math.inf,
+                f"{name}.floor_level must be above 0 and finite, got {part.floor_level}",
+            )
+            highest = top if part.f_max is None else part.f_max
+            check(
+                0 <= part.f_min < highest <= top,
+                f"{name}.f_min < {name}.f_max must lie in 0..{top:g} Hz, got {part.f_min:g} and "
+                f"{highest:g}",
+            )
+        check(
+            1 <= self.mel.hop_length <= self.mel.n_fft,
+            f"mel.hop_length must lie in 1..{self.mel.n_fft} (mel.n_fft), got "
+            f"{self.mel.hop_length}",
+        )
 
     def _check_segments(self) -> None:
         """Segments must be long enough for every transform."""

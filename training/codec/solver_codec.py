@@ -97,9 +97,11 @@ class CodecSolver(Solver):
             self.tell(f"the discriminators {how}")
         for name, module in modules.items():
             module.to(self.ranks.device)
-            optimizer = make_optimizer(module.parameters(), config.optim)
-            kind = config.adversarial.adv_loss
-            self.adversaries[name] = AdversarialLoss(module, optimizer, kind)
+            rate = config.adversarial.lr or config.optim.lr
+            groups = [{"params": list(module.parameters()), "lr": rate}]
+            optimizer = make_optimizer(groups, config.optim)
+            kind, dtype = config.adversarial.adv_loss, getattr(torch, config.adversarial.dtype)
+            self.adversaries[name] = AdversarialLoss(module, optimizer, kind, dtype=dtype)
             self.common[f"adversary_{name}"] = ModulePart(module)
             self.common[f"optimizer_{name}"] = OptimizerPart(optimizer, {"": module})
             self.schedules[name] = Schedule(optimizer, config.schedule, config.optim.total_updates)
@@ -107,6 +109,8 @@ class CodecSolver(Solver):
 
     def update(self, batch: Batch) -> Update:
         wav = batch.wav.to(self.ranks.device, non_blocking=True)
+        if self.step < self.config.adversarial.warmup:
+            return self._warm_up(wav)
         self.model.train()
         if self.config.decoder_only:
             self.model.encoder.eval()
@@ -137,6 +141,15 @@ class CodecSolver(Solver):
             seconds=wav.shape[0] * wav.shape[-1] / self.model.sample_rate,
             batch_ids=[vars(info) for info in batch.infos],
         )
+
+    def _warm_up(self, wav: Tensor) -> Update:
+        """An update of the discriminators alone: they are of no use while they tell nothing."""
+        self.model.eval()
+        with torch.no_grad():
+            fake = self.model(wav).x
+        losses = {n: one.train_step(fake, wav) for n, one in self.adversaries.items()}
+        seconds = wav.shape[0] * wav.shape[-1] / self.model.sample_rate
+        return Update({f"d_{name}": loss for name, loss in losses.items()}, seconds=seconds)
 
     def _backward(self, result: QuantizedResult, wav: Tensor) -> dict[str, Tensor]:
         """Gradients of all losses in the model's parameters; their values by name."""

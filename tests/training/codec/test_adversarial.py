@@ -11,6 +11,7 @@ from audiogen_fast.training.codec.adversarial import (
     AdversarialLoss,
     feature_matching_loss,
 )
+from audiogen_fast.training.codec.discriminators import MultiScaleSTFTDiscriminator
 
 
 class Toy(nn.Module):
@@ -85,6 +86,30 @@ def test_gradients_that_are_not_finite_change_nothing():
     assert [w.item() for w in loss.adversary.weights] == before
     loss.train_step(FAKE, REAL)
     assert [w.item() for w in loss.adversary.weights] != before
+
+
+def test_a_discriminator_in_bfloat16_errs_by_its_rounding():
+    """Its layers are computed in bfloat16, its losses and what the generator learns in float32."""
+    fake, real = (
+        torch.randn(4, 1, 4000, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
+    )
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(2)
+        model = MultiScaleSTFTDiscriminator([512, 128], [128, 32], [512, 128], filters=4)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loss = AdversarialLoss(model, optimizer, dtype=dtype)
+        x = (0.1 * fake).requires_grad_()
+        losses = loss.generator_losses(x, real)
+        (gradient,) = torch.autograd.grad(losses[1], x)
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        losses = (*losses, loss.train_step(x, real))
+        assert all(value.dtype == torch.float32 for value in (*losses, gradient))
+        step = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+        found[dtype] = (torch.stack([value.detach() for value in losses]), gradient, step)
+    for exact, rounded in zip(found[torch.float32], found[torch.bfloat16], strict=True):
+        error = ((rounded - exact).norm() / exact.norm()).item()
+        assert 0 < error < 0.05
 
 
 def test_mistakes_are_named():

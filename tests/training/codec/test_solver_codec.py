@@ -65,6 +65,43 @@ def test_the_discriminator_learns_in_one_of_so_many_updates(small_recipe, make_s
     assert all(solver._discriminators_learn() for solver.step in range(50))
 
 
+def test_discriminators_learn_alone_at_first(small_recipe, make_solver):
+    """For three updates nothing of the codec changes, its codebooks included; a run that is
+    resumed among them gives what one in one go does."""
+    source = make_solver(small_recipe("source"))
+    source.run()
+    changes = {"adversarial__warmup": 3, "adversarial__lr": 5e-3, "schedule__warmup": 0}
+    changes["continue_from"] = str(source.folder)
+    solver = make_solver(small_recipe(**changes))
+    batches = solver.loader.forever()
+    rates = {name: one.base for name, one in solver.schedules.items()}
+    assert rates["msstftd"] == [5e-3] != rates["optimizer"]
+
+    def state(module):
+        return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    judge = solver.adversaries["msstftd"].adversary
+    codec, before = state(solver.model), state(judge)
+    for solver.step in range(3):
+        update = solver.update(next(batches))
+        assert update.made and update.metrics.keys() == {"d_msstftd"} and update.seconds == 1.0
+    assert all(torch.equal(t, codec[name]) for name, t in solver.model.state_dict().items())
+    assert not any(torch.equal(t, before[name]) for name, t in judge.state_dict().items())
+    solver.step = 3
+    assert "feat_msstftd" in solver.update(next(batches)).metrics
+    changed = [n for n, t in solver.model.state_dict().items() if not torch.equal(t, codec[n])]
+    assert len(changed) > 20
+    whole = make_solver(small_recipe("whole", **changes))
+    whole.run()
+    first = make_solver(small_recipe("parts", **changes))
+    first.config.optim.updates_per_epoch, first.config.optim.epochs = 2, 1
+    first.run()
+    second = make_solver(small_recipe("parts", **changes))
+    second.run()
+    assert first.step == 2 and second.step == 10
+    assert_same(everything(second), everything(whole))
+
+
 @pytest.mark.parametrize("exported", [False, True])
 def test_a_decoder_is_trained_alone(small_recipe, make_solver, tmp_path, exported):
     """Nothing that decides codes changes, and everything of the decoder does."""
@@ -236,7 +273,24 @@ def test_the_average_is_what_is_validated(small_recipe, make_solver):
         ({"optim__accumulate": 2}, "optim.accumulate"),
         ({"losses__l1": -1}, "losses.l1"),
         ({"adversarial__every": 0.5}, "adversarial.every"),
+        ({"adversarial__warmup": -1}, r"adversarial\.warmup must be at least 0, got -1"),
+        ({"adversarial__warmup": 9}, "warmup needs a codec and discriminators.*got 9 without"),
+        (
+            {"adversarial__warmup": 9, "continue_from": "x", "adversarial__adversaries": "[]"},
+            "warmup needs a codec and discriminators",
+        ),
+        ({"adversarial__lr": 0}, r"adversarial\.lr must be above 0, got 0"),
+        ({"adversarial__dtype": "float16"}, r"adversarial\.dtype.*float16"),
         ({"dataset__segment_duration": 0.01}, "segment_duration"),
+        ({"mel__n_mels": 0}, r"mel\.n_mels must be at least 1, got 0"),
+        ({"msspec__n_mels": -4}, r"msspec\.n_mels must be at least 1, got -4"),
+        ({"mel__floor_level": -1}, r"mel\.floor_level must be above 0 and finite, got -1"),
+        ({"msspec__floor_level": 0}, r"msspec\.floor_level must be above 0 and finite, got 0"),
+        ({"msspec__floor_level": "nan"}, r"msspec\.floor_level .*got nan"),
+        ({"mel__f_min": 9000}, r"mel\.f_min < mel\.f_max .*0\.\.8000 Hz, got 9000 and 8000"),
+        ({"msspec__f_max": 1e5}, r"msspec\.f_max .*got 64 and 100000"),
+        ({"mel__hop_length": 0}, r"mel\.hop_length must lie in 1\.\.1024 .*got 0"),
+        ({"mel__n_fft": 128}, r"mel\.hop_length must lie in 1\.\.128 .*got 256"),
         ({"losses__mspec": 1}, "did you mean losses.msspec"),
         ({"losses__l1": 0, "losses__msspec": 0, "adversarial__adversaries": "[]"}, "losses"),
     ],
