@@ -1,13 +1,15 @@
 """A small joint encoder: heads over two encoders, trained on captioned clips.
 
 What takes the place of CLAP where no weights of it can be had. Train it on clips that the
-generator never sees; its scores compare systems over the same clips, and nothing else.
+generator never sees; its scores compare systems over the same clips, and nothing else. So few
+clips leave much to chance: two heads that differ by the seed of their training differ in what they
+think of a system, so several are trained and the mean of their cosines counts.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from audiogen_fast.files import write_atomically
 from audiogen_fast.models.checkpoint import read_safetensors
 from audiogen_fast.models.weights import fingerprint
 
-_CONVENTIONS = 1
+_CONVENTIONS = 2
 """Counts changes of the training, which give other heads for the same settings."""
 
 
@@ -32,10 +34,12 @@ _CONVENTIONS = 1
 class ContrastiveSettings:
     """How the heads are made and trained."""
 
+    members: int = 8
+    """Pairs of heads, each trained with a seed of its own."""
     hidden: int = 256
     """Width of the hidden layer of the audio head."""
     dim: int = 128
-    """Width of the common space."""
+    """Width of the common space of each pair."""
     steps: int = 500
     batch_size: int = 256
     lr: float = 1e-3
@@ -45,6 +49,9 @@ class ContrastiveSettings:
     """Of the inputs of both heads and of the hidden layer."""
     temperature: float = 0.1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.members >= 1, f"members must be at least 1, got {self.members}")
 
 
 class ContrastiveHeads(nn.Module):
@@ -70,12 +77,32 @@ class ContrastiveHeads(nn.Module):
         return F.normalize(self.text(x), dim=1)
 
 
+class Committee(nn.Module):
+    """Heads whose embeddings are joined: `[B, members * dim]`, at length 1.
+
+    The cosine of two joined embeddings is the mean of the members' cosines.
+    """
+
+    def __init__(self, members: Iterable[ContrastiveHeads]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def embed_audio(self, x: Tensor) -> Tensor:
+        return self._join([heads.embed_audio(x) for heads in self.members])
+
+    def embed_text(self, x: Tensor) -> Tensor:
+        return self._join([heads.embed_text(x) for heads in self.members])
+
+    def _join(self, embeddings: list[Tensor]) -> Tensor:
+        return torch.cat(embeddings, dim=1) / len(embeddings) ** 0.5
+
+
 class Contrastive(AudioEncoder, TextEncoder):
     """The joint encoder; made by `train_contrastive` and `load_contrastive`."""
 
     name = "contrastive"
 
-    def __init__(self, heads: ContrastiveHeads, audio: AudioEncoder, text: TextEncoder):
+    def __init__(self, heads: Committee, audio: AudioEncoder, text: TextEncoder):
         self.heads, self.audio, self.text = heads.eval(), audio, text
         self.sample_rate = audio.sample_rate
         self.version = f"{_CONVENTIONS}-{fingerprint(heads)[:16]}"
@@ -131,7 +158,7 @@ def train_contrastive(
     except CheckpointError:
         pass
     order = sorted(range(len(clips)), key=clips.__getitem__)  # the order they come in is no input
-    heads = fit_heads(
+    heads = fit_committee(
         audio.embed([waves[i] for i in order]),
         text.embed_texts([captions[i] for i in order]),
         [captions[i] for i in order],
@@ -156,19 +183,32 @@ def load_contrastive(
     """
     weights = read_safetensors(Path(path))
     try:
-        hidden, audio_dim = weights["audio.1.weight"].shape
-        dim, text_dim = weights["text.1.weight"].shape
-        heads = ContrastiveHeads(audio_dim, text_dim, ContrastiveSettings(hidden=hidden, dim=dim))
+        hidden, audio_dim = weights["members.0.audio.1.weight"].shape
+        dim, text_dim = weights["members.0.text.1.weight"].shape
+        count = sum(name.endswith(".text.1.weight") for name in weights)
+        settings = ContrastiveSettings(members=count, hidden=hidden, dim=dim)
+        heads = Committee(ContrastiveHeads(audio_dim, text_dim, settings) for _ in range(count))
         heads.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not the heads of a contrastive encoder: {error}") from error
     return Contrastive(heads, cached(AiSFX(device=device), folder), MiniLM(device=device))
 
 
+def fit_committee(
+    audio: Tensor, text: Tensor, captions: Sequence[str], settings: ContrastiveSettings
+) -> Committee:
+    """Heads trained on embeddings `[N, audio_dim]` and `[N, text_dim]`; see `train_contrastive`."""
+    first = settings.seed * settings.members  # committees of other seeds share no member
+    seeds = range(first, first + settings.members)
+    return Committee(
+        fit_heads(audio, text, captions, replace(settings, seed=seed)) for seed in seeds
+    )
+
+
 def fit_heads(
     audio: Tensor, text: Tensor, captions: Sequence[str], settings: ContrastiveSettings
 ) -> ContrastiveHeads:
-    """Heads trained on embeddings `[N, audio_dim]` and `[N, text_dim]`; see `train_contrastive`."""
+    """One member of `fit_committee`."""
     numbers = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     groups = torch.tensor([numbers[caption] for caption in captions])
     generator = torch.Generator().manual_seed(settings.seed)

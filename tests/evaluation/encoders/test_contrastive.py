@@ -1,6 +1,7 @@
 """The small joint encoder: its loss, its training on real clips, its file."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from audiogen_fast.evaluation.encoders import contrastive as module
 from audiogen_fast.evaluation.encoders import load_encoder
 from audiogen_fast.evaluation.encoders.contrastive import (
     ContrastiveSettings,
+    fit_committee,
     fit_heads,
     info_nce,
     train_contrastive,
@@ -27,7 +29,7 @@ CAPTIONS = [
     "a cymbal crash",
     "an axe chopping a tree",
 ]
-SETTINGS = ContrastiveSettings(steps=40, hidden=32, dim=16)
+SETTINGS = ContrastiveSettings(members=2, steps=40, hidden=32, dim=16)
 
 
 def noise(*shape, seed=0):
@@ -67,6 +69,22 @@ def test_heads_find_a_hidden_correspondence():
     similarity = cosine_similarities(heads.embed_audio(audio[400:]), heads.embed_text(text))
     found = retrieval(similarity, captions[400:], [str(i) for i in range(60)])
     assert found["R@1"] > 0.8  # chance: 0.02
+
+
+def test_a_committee_says_the_mean_of_its_members():
+    audio, text = noise(30, 12), noise(30, 10, seed=1)
+    captions = [str(i % 10) for i in range(30)]
+    settings = ContrastiveSettings(members=3, steps=5, hidden=8, dim=4, seed=2)
+    committee = fit_committee(audio, text, captions, settings)
+    said = cosine_similarities(committee.embed_audio(audio), committee.embed_text(text))
+    alone = torch.stack(
+        [one.embed_audio(audio) @ one.embed_text(text).T for one in committee.members]
+    )
+    assert_close(said.float(), alone.mean(dim=0))
+    assert (alone[0] - alone[1]).abs().max() > 0.1  # each learnt for itself
+    for seed, member in zip((6, 7, 8), committee.members, strict=True):
+        by_hand = fit_heads(audio, text, captions, replace(settings, seed=seed))
+        assert_close(by_hand.state_dict(), member.state_dict(), rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +129,7 @@ def test_trained_heads_are_read_again(trained, monkeypatch):
 def test_other_settings_or_captions_are_other_heads(trained):
     encoder, train, _, folder = trained
     waves, captions = zip(*train, strict=True)
-    seeded = ContrastiveSettings(steps=40, hidden=32, dim=16, seed=1)
+    seeded = replace(SETTINGS, seed=1)
     other = train_contrastive(waves, captions, seeded, folder)
     renamed = train_contrastive(waves, ["rain", *captions[1:]], SETTINGS, folder)
     assert len({encoder.version, other.version, renamed.version}) == 3
@@ -125,8 +143,15 @@ def test_mistakes_are_named(trained, tmp_path):
         train_contrastive([noise(50)] * 2, ["rain"] * 2)
     with pytest.raises(CheckpointError, match="nothing.safetensors"):
         load_encoder(f"contrastive:{tmp_path}/nothing.safetensors")
+    with pytest.raises(InvalidInputError, match="members must be at least 1, got 0"):
+        ContrastiveSettings(members=0)
     from safetensors.torch import save_file
 
-    save_file({"audio.1.weight": torch.ones(3, 4)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="other.safetensors"):
-        load_encoder(f"contrastive:{tmp_path}/other.safetensors")
+    path = tmp_path / "other.safetensors"
+    for weights in (
+        {"audio.1.weight": torch.ones(3, 4)},
+        {"members.0.audio.1.weight": torch.ones(3, 4), "members.0.text.1.weight": torch.ones(3, 4)},
+    ):
+        save_file(weights, path)
+        with pytest.raises(CheckpointError, match="other.safetensors"):
+            load_encoder(f"contrastive:{path}")
