@@ -295,9 +295,8 @@ class _Run:
 
     def _trained(self, manifest, root, rows: Mapping[str, str]):
         """The small encoder of sounds and texts, learnt from rows that no system has seen."""
-        self.count = 0
         with self.timed("the small text measure"):
-            encoder, clips = head_of(manifest, rows, root, self.device, self.tick)
+            encoder, clips = head_of(manifest, rows, root, self.device, self.progress)
         self.faults += clips.faults
         names = {clip.name for clip in self.table.reference.clips}
         shared = sum(clip.name in names for clip in clips.clips)

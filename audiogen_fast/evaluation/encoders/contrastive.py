@@ -8,7 +8,7 @@ think of a system, so several are trained and the mean of their cosines counts.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,9 @@ from audiogen_fast.models.weights import fingerprint
 
 _CONVENTIONS = 2
 """Counts changes of the training, which give other heads for the same settings."""
+
+_BATCH = 16
+"""Sounds between two reports of progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,7 @@ def train_contrastive(
     settings: ContrastiveSettings | None = None,
     folder: str | Path | None = None,
     device: torch.device | str = "cpu",
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Contrastive:
     """Train the heads over aiSFX and MiniLM, or read those trained before.
 
@@ -136,6 +140,8 @@ def train_contrastive(
         captions: one for each.
         folder: for the heads and the embeddings of the clips; None for `cache_folder()`.
         device: for the two encoders; the heads are always trained on the CPU.
+        progress: called with a stage, how much of it is done, and of how much; not where the heads
+            are read.
     Raises:
         InvalidInputError: numbers that do not fit, or fewer than 2 different captions.
         MissingDependencyError: the package of an encoder is missing.
@@ -158,11 +164,17 @@ def train_contrastive(
     except CheckpointError:
         pass
     order = sorted(range(len(clips)), key=clips.__getitem__)  # the order they come in is no input
+    tell = progress or (lambda *_: None)
+    embeddings = []
+    for start in range(0, len(order), _BATCH):
+        embeddings.append(audio.embed([waves[i] for i in order[start : start + _BATCH]]))
+        tell("text score: listening", min(start + _BATCH, len(order)), len(order))
     heads = fit_committee(
-        audio.embed([waves[i] for i in order]),
+        torch.cat(embeddings),
         text.embed_texts([captions[i] for i in order]),
         [captions[i] for i in order],
         settings,
+        lambda done: tell("text score: training heads", done, settings.members),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"settings": json.dumps(asdict(settings))}
@@ -195,14 +207,23 @@ def load_contrastive(
 
 
 def fit_committee(
-    audio: Tensor, text: Tensor, captions: Sequence[str], settings: ContrastiveSettings
+    audio: Tensor,
+    text: Tensor,
+    captions: Sequence[str],
+    settings: ContrastiveSettings,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Committee:
-    """Heads trained on embeddings `[N, audio_dim]` and `[N, text_dim]`; see `train_contrastive`."""
+    """Heads trained on embeddings `[N, audio_dim]` and `[N, text_dim]`; see `train_contrastive`.
+
+    Args:
+        progress: called with the number of members that are trained.
+    """
     first = settings.seed * settings.members  # committees of other seeds share no member
-    seeds = range(first, first + settings.members)
-    return Committee(
-        fit_heads(audio, text, captions, replace(settings, seed=seed)) for seed in seeds
-    )
+    members = []
+    for seed in range(first, first + settings.members):
+        members.append(fit_heads(audio, text, captions, replace(settings, seed=seed)))
+        progress(len(members))
+    return Committee(members)
 
 
 def fit_heads(

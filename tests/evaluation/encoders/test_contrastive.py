@@ -122,8 +122,14 @@ def test_trained_heads_are_read_again(trained, monkeypatch):
     # Damaged: trained again, to the same heads, whatever the state of torch's generator
     path.write_bytes(content[:-5])
     torch.manual_seed(123)
-    assert train_contrastive(waves, captions, SETTINGS, folder).version == encoder.version
-    assert path.read_bytes() == content
+    told = []
+    anew = train_contrastive(
+        waves, captions, SETTINGS, folder, progress=lambda *at: told.append(at)
+    )
+    assert anew.version == encoder.version and path.read_bytes() == content
+    listening = [(done, of) for stage, done, of in told if stage == "text score: listening"]
+    assert listening[0] == (min(16, len(waves)), len(waves)) and listening[-1][0] == len(waves)
+    assert told[len(listening) :] == [("text score: training heads", i, 2) for i in (1, 2)]
 
 
 def test_other_settings_or_captions_are_other_heads(trained):
