@@ -77,6 +77,9 @@ def test_a_committee_says_the_mean_of_its_members():
     settings = ContrastiveSettings(members=3, steps=5, hidden=8, dim=4, seed=2)
     committee = fit_committee(audio, text, captions, settings)
     said = cosine_similarities(committee.embed_audio(audio), committee.embed_text(text))
+    for joined in (committee.embed_audio(audio), committee.embed_text(text)):
+        assert joined.shape == (30, 12)
+        assert_close(joined.norm(dim=1), torch.ones(30))
     alone = torch.stack(
         [one.embed_audio(audio) @ one.embed_text(text).T for one in committee.members]
     )
