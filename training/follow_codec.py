@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from audiogen_fast.errors import AudioGenFastError, check
-from audiogen_fast.models.encodec import CompressionModel
 from audiogen_fast.models.lm import LMModel
 from audiogen_fast.models.loaders import load_compression_model, load_lm_model
 from audiogen_fast.models.saving import save_pretrained
@@ -118,21 +117,18 @@ def follow_codec(
     lm = load_lm_model(model, dtype=torch.float32)
     check(lm.packed is None, f"model must not be packed for the native engine, got {model}")
     before, after = load_compression_model(model), load_compression_model(codec)
+    prints = fingerprint(before), fingerprint(after)
     caches = [(TokenCache(old), TokenCache(new)) for old, new in codes]
-    for old, new in caches:
-        _check_codec(old, before, model)
-        _check_codec(new, after, codec)
+    for pair in caches:
+        for cache, own, name in zip(pair, prints, (model, codec), strict=True):
+            check(
+                cache.settings["codec"]["fingerprint"] == own,
+                f"{cache.folder} must have codes of the codec of {name}, got those of another one",
+            )
     counts = count_pairs(caches, lm.n_q, lm.card)
     carry_over(lm, counts)
     save_pretrained(output, lm, after)
     return (counts.sum(-1) > 0).sum(-1)
-
-
-def _check_codec(cache: TokenCache, codec: CompressionModel, name: str | Path) -> None:
-    check(
-        cache.settings["codec"]["fingerprint"] == fingerprint(codec),
-        f"{cache.folder} must have codes of the codec of {name}, got those of another one",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
