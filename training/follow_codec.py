@@ -54,7 +54,6 @@ def count_pairs(caches: Iterable[tuple[TokenCache, TokenCache]], n_q: int, card:
                 f"{cache.folder} must have {n_q} codebooks of {card} entries, as the model has, "
                 f"got {codec['n_q']} of {codec['card']}",
             )
-        rate = old.settings["codec"]["frame_rate"]
         for number in range(len(old)):
             one, other = old.sample(number), new.sample(number)
             check(
@@ -62,8 +61,7 @@ def count_pairs(caches: Iterable[tuple[TokenCache, TokenCache]], n_q: int, card:
                 f"{where} must be of the same samples: number {number} is {one.row['id']} with "
                 f"{one.codes.shape[1]} frames and {other.row['id']} with {other.codes.shape[1]}",
             )
-            frames = -(-one.row["n_frames"] * rate // one.row["sample_rate"])
-            pairs = (other.codes * card + one.codes)[:, : int(frames)]
+            pairs = (other.codes * card + one.codes)[:, : old.real_frames(one.row)]
             counts.scatter_add_(1, pairs, torch.ones(pairs.shape))
     return counts.view(n_q, card, card)
 

@@ -1,6 +1,8 @@
 """Reading caches of codes and encoded texts."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,12 @@ class TokenCache:
         row = json.loads(_part(file, "items", "item_offsets", place).tobytes())
         codes = _part(file, "codes", "code_offsets", place)
         return CachedSample(row, torch.from_numpy(codes.astype(np.int64).T.copy()))
+
+    def real_frames(self, row: Mapping[str, Any]) -> int:
+        """Frames of codes, of a sample's `row`, that are not all padding."""
+        rate = self.settings["codec"]["frame_rate"]
+        # Multiplied first: 2240 / 16000 * 50 is 7.000000000000001, and the frames are 7.
+        return math.ceil(row["n_frames"] * rate / row["sample_rate"])
 
     def text(self, number: int) -> str:
         """One of the different texts."""

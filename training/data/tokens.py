@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +90,7 @@ class TokenDataset:
         codes = stored.codes
         if config.segment_duration is not None:
             frames = max(1, round(config.segment_duration * codec["frame_rate"]))
-            start = int(rng.integers(max(1, self._real_frames(info) - frames + 1)))
+            start = int(rng.integers(max(1, self.cache.real_frames(stored.row) - frames + 1)))
             start -= start % codec["virtual_steps"]
             codes = codes[:, start : start + frames]
             _cut(info, start / codec["frame_rate"], frames / codec["frame_rate"])
@@ -107,11 +106,6 @@ class TokenDataset:
         if text is None:
             return torch.zeros(0, self.cache.text_dim, dtype=self.cache.text_dtype)
         return self.cache.embedding(text)
-
-    def _real_frames(self, info: SoundInfo) -> int:
-        """Frames of codes that are not all padding."""
-        seconds = info.n_frames / info.sample_rate
-        return int(np.ceil(seconds * self.cache.settings["codec"]["frame_rate"]))
 
 
 def _cut(info: SoundInfo, start: float, length: float) -> None:

@@ -187,6 +187,17 @@ def test_parts_of_samples(cache):
     assert starts == set(range(16))
 
 
+def test_frames_that_are_not_all_padding(cache):
+    """Of every number of whole frames and one sample less or more: 320 samples are a frame."""
+    tokens = TokenCache(cache)
+    for frames in range(1, 500):
+        for n_frames, expected in ((0, frames), (-1, frames), (1, frames + 1)):
+            row = {"n_frames": 320 * frames + n_frames, "sample_rate": 16_000}
+            assert tokens.real_frames(row) == expected
+    # A recording of another rate is resampled before.
+    assert tokens.real_frames({"n_frames": 44_100, "sample_rate": 44_100}) == 50
+
+
 def test_workers_resume_from_a_cache(cache):
     data = TokenDataset(cache)
     expected = [b.codes.tolist() for _, b in zip(range(7), Loader(data, 3).forever(), strict=False)]
