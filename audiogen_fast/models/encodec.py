@@ -109,12 +109,19 @@ class EncodecModel(CompressionModel):
 
     def forward(self, x: Tensor) -> QuantizedResult:
         """Encode, quantise and decode audio `[B, C, samples]`; `.x` has its exact length."""
-        self._check_audio(x)
-        length = x.shape[-1]
-        x, scale = self.preprocess(x)
-        result = self.quantizer(self.encoder(x), self.frame_rate)
-        result.x = self.postprocess(self.decoder(result.x)[..., :length], scale)
+        result, scale = self.quantize(x)
+        result.x = self.postprocess(self.decoder(result.x)[..., : x.shape[-1]], scale)
         return result
+
+    def quantize(self, x: Tensor) -> tuple[QuantizedResult, Tensor | None]:
+        """Encode and quantise audio `[B, C, samples]`.
+
+        Returns:
+            The quantiser's result, `.x` being latents `[B, D, T]`, and the scale of `encode`.
+        """
+        self._check_audio(x)
+        x, scale = self.preprocess(x)
+        return self.quantizer(self.encoder(x), self.frame_rate), scale
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         self._check_audio(x)

@@ -2,10 +2,24 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from audiogen_fast.config import Config
 from audiogen_fast.errors import check
+from audiogen_fast.training.codec.loss_config import (
+    REPETITION_LAGS,
+    AdversarialConfig,
+    BalancerConfig,
+    EnergiesConfig,
+    LossWeights,
+    MelConfig,
+    MultiScaleMelConfig,
+    PeriodDiscriminatorConfig,
+    ScaleDiscriminatorConfig,
+    SISNRConfig,
+    STFTConfig,
+    STFTDiscriminatorConfig,
+)
 from audiogen_fast.training.config import DatasetConfig, DatasetPart, TrainConfig
 from audiogen_fast.training.fields import to_dict
 
@@ -97,172 +111,6 @@ class RVQConfig:
 
 
 @dataclass
-class LossWeights:
-    """0: the loss is computed and logged, not learnt from (`adv` and `feat`: not computed)."""
-
-    adv: float = 4.0
-    """Adversarial loss, of each discriminator."""
-    feat: float = 4.0
-    """Feature matching, of each discriminator."""
-    l1: float = 0.1
-    """Mean absolute difference of samples."""
-    l2: float = 0.0
-    """Mean squared difference of samples."""
-    mrstft: float = 0.0
-    """Multi-resolution STFT loss."""
-    mel: float = 0.0
-    """L1 of mel spectrograms."""
-    msspec: float = 2.0
-    """Multi-scale mel spectrogram loss."""
-    sisnr: float = 0.0
-    """Minus the scale-invariant signal-to-noise ratio."""
-
-
-@dataclass
-class BalancerConfig:
-    balance_grads: bool = True
-    """Weights are shares of the gradient; False: a plain weighted sum."""
-    ema_decay: float = 0.999
-    """Of the averages of the gradients' norms."""
-    per_batch_item: bool = True
-    """Norms of each item's gradient, averaged; False: of the batch's gradient."""
-    total_norm: float = 1.0
-    """Norm that balanced gradients add up to at most."""
-    penalty_weight: float = 1.0
-    """Weight of the quantiser's own loss, which is not balanced."""
-
-
-@dataclass
-class AdversarialConfig:
-    every: float = 1.0
-    """The discriminators learn in one of so many updates, at random."""
-    adversaries: list[Literal["msstftd", "mpd", "msd"]] = field(default_factory=lambda: ["msstftd"])
-    """Which discriminators; an empty list: none."""
-    adv_loss: Literal["hinge", "hinge2", "mse"] = "hinge"
-    """Kind of the adversarial loss."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the discriminators' layers; all else of a codec's training is float32."""
-    lr: float | None = None
-    """Learning rate of the discriminators, before the schedule; none: that of the codec."""
-    warmup: int = 0
-    """Updates at the start in which the discriminators learn alone, and the codec stays."""
-
-
-@dataclass
-class STFTDiscriminatorConfig:
-    """See `discriminators.MultiScaleSTFTDiscriminator`."""
-
-    filters: int = 32
-    """Channels of the first layer."""
-    n_ffts: list[int] = field(default_factory=lambda: [1024, 2048, 512, 256, 128])
-    """Lengths of the transforms in samples, one discriminator each."""
-    hop_lengths: list[int] = field(default_factory=lambda: [256, 512, 128, 64, 32])
-    """Samples between frames."""
-    win_lengths: list[int] = field(default_factory=lambda: [1024, 2048, 512, 256, 128])
-    """Lengths of the windows."""
-    filters_scale: int = 1
-    """Growth of the channels from layer to layer."""
-    norm: Literal["none", "weight_norm", "spectral_norm"] = "weight_norm"
-    """Normalisation of all layers but the first."""
-    negative_slope: float = 0.3
-    """Of the leaky ReLU."""
-
-
-@dataclass
-class PeriodDiscriminatorConfig:
-    """See `waveform_discriminators.MultiPeriodDiscriminator`."""
-
-    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
-    """In samples, one discriminator each."""
-    filters: int = 8
-    """Channels of the first layer over `filters_scale`."""
-    filters_scale: int = 4
-    """Growth of the channels from layer to layer."""
-    max_filters: int = 1024
-    """Most channels."""
-
-
-@dataclass
-class ScaleDiscriminatorConfig:
-    """See `waveform_discriminators.MultiScaleDiscriminator`."""
-
-    num_scales: int = 3
-    """Discriminators, each at half the rate of the one before."""
-    filters: int = 16
-    """Channels of the first layer."""
-    max_filters: int = 1024
-    """Most channels."""
-    downsample_scales: list[int] = field(default_factory=lambda: [4, 4, 4, 4])
-    """Strides of the inner layers."""
-
-
-@dataclass
-class MelConfig:
-    """See `spectral_losses.MelSpectrogramL1Loss`."""
-
-    n_fft: int = 1024
-    """Samples of the transform."""
-    hop_length: int = 256
-    """Samples between frames."""
-    n_mels: int = 64
-    """Bands."""
-    f_min: float = 64.0
-    """Lower end in Hz."""
-    f_max: float | None = None
-    """Upper end in Hz; none: half the sample rate."""
-    normalized: bool = False
-    """Divide by the energy of the window."""
-    floor_level: float = 1e-5
-    """Added before the logarithm."""
-
-
-@dataclass
-class MultiScaleMelConfig:
-    """See `spectral_losses.MultiScaleMelSpectrogramLoss`."""
-
-    range_start: int = 6
-    """Binary logarithm of the shortest transform."""
-    range_end: int = 11
-    """Binary logarithm of the longest transform, and 1 more."""
-    n_mels: int = 64
-    """Bands."""
-    f_min: float = 64.0
-    """Lower end in Hz."""
-    f_max: float | None = None
-    """Upper end in Hz; none: half the sample rate."""
-    normalized: bool = True
-    """Divide power by the energy of the windows, and the loss by the sum of its factors."""
-    alphas: bool = False
-    """Weigh the logarithms by the root of the transform's length."""
-    floor_level: float = 1e-5
-    """Added before the logarithm."""
-
-
-@dataclass
-class STFTConfig:
-    """See `stft_losses.MultiResolutionSTFTLoss`."""
-
-    n_ffts: list[int] = field(default_factory=lambda: [1024, 2048, 512])
-    """Lengths of the transforms in samples."""
-    hop_lengths: list[int] = field(default_factory=lambda: [120, 240, 50])
-    """Samples between frames."""
-    win_lengths: list[int] = field(default_factory=lambda: [600, 1200, 240])
-    """Lengths of the windows."""
-    factor_sc: float = 0.5
-    """Weight of spectral convergence."""
-    factor_mag: float = 0.5
-    """Weight of the logarithms."""
-    normalized: bool = False
-    """Divide the transform by the root of its length."""
-
-
-@dataclass
-class SISNRConfig:
-    segment: float | None = 5.0
-    """Seconds of a segment; none: the whole clip."""
-
-
-@dataclass
 class EvaluateConfig:
     every: int = 25
     """Epochs between two evaluations, and generations; the last epoch has one too."""
@@ -294,20 +142,20 @@ class CodecDatasetConfig(DatasetConfig):
 class CodecConfig(TrainConfig):
     """Training of an EnCodec."""
 
-    best_metric: ClassVar[str] = "mel_distance"
-
     weight_init: Literal["torch", "keep_variance"] = "torch"
     """Initial weights: those of torch as in the original, or ones that keep the strength of a
     signal from layer to layer, with which the first minutes learn much more."""
-    decoder_only: bool = False
-    """Train the decoder alone: codes stay what they are, so that a language model of them keeps
-    its worth."""
+    learn: Literal["all", "encoder", "decoder"] = "all"
+    """Train a part alone. `decoder`: codes stay what they are, so that a language model of them
+    keeps its worth. `encoder`, with the codebooks: to tell the energies of bands, without decoder
+    and losses of audio; a decoder of such codes has to learn them afterwards."""
     dataset: CodecDatasetConfig = field(default_factory=CodecDatasetConfig)
     encodec: EncodecConfig = field(default_factory=EncodecConfig)
     seanet: SEANetConfig = field(default_factory=SEANetConfig)
     rvq: RVQConfig = field(default_factory=RVQConfig)
     losses: LossWeights = field(default_factory=LossWeights)
     balancer: BalancerConfig = field(default_factory=BalancerConfig)
+    energies: EnergiesConfig = field(default_factory=EnergiesConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     msstftd: STFTDiscriminatorConfig = field(default_factory=STFTDiscriminatorConfig)
     mpd: PeriodDiscriminatorConfig = field(default_factory=PeriodDiscriminatorConfig)
@@ -318,6 +166,16 @@ class CodecConfig(TrainConfig):
     sisnr: SISNRConfig = field(default_factory=SISNRConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+
+    @property
+    def frozen(self) -> str | None:
+        """The part of the model that is not trained, if there is one."""
+        return {"all": None, "encoder": "decoder", "decoder": "encoder"}[self.learn]
+
+    @property
+    def best_metric(self) -> str:
+        """An encoder that is trained alone has no decoder yet that fits it."""
+        return "energies" if self.learn == "encoder" else "mel_distance"
 
     def model_config(self) -> Config:
         """The part that describes the model, in the layout of the original's `xp.cfg`."""
@@ -344,13 +202,15 @@ class CodecConfig(TrainConfig):
         for name, weight in weights.items():
             check(weight >= 0, f"losses.{name} must be at least 0, got {weight}")
         check(
-            not self.decoder_only or self.continue_from is not None,
-            "decoder_only needs a codec to begin with: continue_from must be given, got none",
+            self.learn == "all" or self.continue_from is not None,
+            f"learn = {self.learn} needs a codec to begin with: continue_from must be given, got "
+            "none",
         )
         learnt = dict(weights)
         if not self.adversarial.adversaries:
             learnt["adv"] = learnt["feat"] = 0.0
         check(any(learnt.values()), "losses must have a weight above 0 that applies, got none")
+        self._check_energies()
         check(
             self.adversarial.every >= 1,
             f"adversarial.every must be at least 1, got {self.adversarial.every}",
@@ -358,6 +218,7 @@ class CodecConfig(TrainConfig):
         warmup = self.adversarial.warmup
         check(warmup >= 0, f"adversarial.warmup must be at least 0, got {warmup}")
         judged = self.adversarial.adversaries and self.losses.adv + self.losses.feat > 0
+        judged = judged and self.learn != "encoder"
         check(
             warmup == 0 or (self.continue_from is not None and judged),
             "adversarial.warmup needs a codec and discriminators: continue_from, "
@@ -396,6 +257,38 @@ class CodecConfig(TrainConfig):
         self._check_spectrograms()
         self._check_segments()
 
+    def _check_energies(self) -> None:
+        part = self.energies
+        check(part.weight >= 0, f"energies.weight must be at least 0, got {part.weight}")
+        check(
+            part.weight > 0 or self.learn != "encoder",
+            f"energies.weight must be above 0 with learn = encoder, got {part.weight}",
+        )
+        check(
+            part.weight == 0 or self.learn != "decoder",
+            "energies.weight must be 0 with learn = decoder, which changes no latents, got "
+            f"{part.weight}",
+        )
+        names = ("n_ffts", "hop_lengths", "n_mels")
+        lengths = [len(getattr(part, name)) for name in names]
+        check(
+            min(lengths) == max(lengths) > 0,
+            f"energies.{', '.join(names)} must be of one length, at least 1, got {lengths}",
+        )
+        frame = math.prod(self.seanet.ratios)
+        for n_fft, hop, bands in zip(part.n_ffts, part.hop_lengths, part.n_mels, strict=True):
+            check(
+                1 <= hop <= n_fft and frame % hop == 0,
+                f"energies.hop_lengths must divide the {frame} samples of a frame, and be at most "
+                f"their n_ffts, got {hop} with {n_fft}",
+            )
+            check(bands >= 1, f"energies.n_mels must be at least 1, got {bands}")
+        check(
+            0 < part.floor_level < math.inf,
+            f"energies.floor_level must be above 0 and finite, got {part.floor_level}",
+        )
+        check(part.hidden >= 1, f"energies.hidden must be at least 1, got {part.hidden}")
+
     def _check_spectrograms(self) -> None:
         """What the mel losses cannot be made with, or would learn nothing from."""
         top = self.sample_rate / 2
@@ -420,7 +313,10 @@ class CodecConfig(TrainConfig):
 
     def _check_segments(self) -> None:
         """Segments must be long enough for every transform."""
-        needed = {"losses.mrstft": max(self.mrstft.n_ffts) // 2 + 1}
+        needed = {
+            "losses.mrstft": max(self.mrstft.n_ffts) // 2 + 1,
+            "losses.repetition": REPETITION_LAGS * math.prod(self.seanet.ratios),
+        }
         if "msstftd" in self.adversarial.adversaries:
             needed["msstftd"] = max(self.msstftd.n_ffts)
         for part in ("train", "valid"):

@@ -12,6 +12,9 @@ from audiogen_fast.errors import check
 Output = tuple[list[Tensor], list[list[Tensor]]]
 """Logits of each sub-discriminator, and the feature maps of each of its layers."""
 
+_FLOOR = 1e-8
+"""Added to energies before they are compressed: a root's slope at 0 has no bound."""
+
 _NORMS = {
     "none": lambda conv: conv,
     "weight_norm": parametrizations.weight_norm,
@@ -54,6 +57,7 @@ class STFTDiscriminator(nn.Module):
         dilations: over time, one inner layer each.
         norm: `none`, `weight_norm` or `spectral_norm`; the first layer has none.
         negative_slope: of the leaky ReLU after each layer but the last.
+        power: magnitudes are raised to it, phases kept; below 1 quiet parts are seen too.
     """
 
     def __init__(
@@ -72,8 +76,11 @@ class STFTDiscriminator(nn.Module):
         normalized: bool = True,
         norm: str = "weight_norm",
         negative_slope: float = 0.3,
+        power: float = 1.0,
     ):
         super().__init__()
+        check(0 < power <= 1, f"power must lie above 0 and be at most 1, got {power}")
+        self.power = power
         self.n_fft, self.hop_length, self.win_length = n_fft, hop_length, win_length
         self.negative_slope = negative_slope
         window = torch.hann_window(win_length)
@@ -107,6 +114,9 @@ class STFTDiscriminator(nn.Module):
             return_complex=True,
         )
         parts = torch.view_as_real(spectrum).unflatten(0, x.shape[:2])  # [B, C, bins, frames, 2]
+        if self.power != 1:
+            energy = parts.square().sum(-1, keepdim=True)
+            parts = parts * (energy + _FLOOR) ** ((self.power - 1) / 2)
         return parts.permute(0, 4, 1, 3, 2).flatten(1, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -52,7 +52,7 @@ def read_run(
     tensors = {}
     for name, tensor in state.items():
         # What is frozen has no average of its own.
-        frozen = config.decoder_only and name.startswith("encoder.")
+        frozen = name.split(".")[0] == config.frozen
         tensors[("model." if frozen else chosen.prefix) + name] = tensor
     read_tensors(chosen.path, tensors)
     return config, state, chosen

@@ -1,10 +1,15 @@
 """Losses and discriminators of a codec's configuration."""
 
+import math
+
 from torch import nn
 
 from audiogen_fast.evaluation.sisnr import SISNR
 from audiogen_fast.training.codec.config import CodecConfig
 from audiogen_fast.training.codec.discriminators import MultiScaleSTFTDiscriminator
+from audiogen_fast.training.codec.energies import EnergyReader
+from audiogen_fast.training.codec.loss_config import REPETITION_LAGS
+from audiogen_fast.training.codec.repetition_loss import FrameRepetitionLoss
 from audiogen_fast.training.codec.spectral_losses import (
     MelSpectrogramL1Loss,
     MultiScaleMelSpectrogramLoss,
@@ -25,7 +30,7 @@ _DISCRIMINATORS = {
 
 def make_losses(config: CodecConfig) -> nn.ModuleDict:
     """Every loss between two recordings, by its name in `losses`."""
-    rate = config.sample_rate
+    rate, frame_length = config.sample_rate, math.prod(config.seanet.ratios)
     return nn.ModuleDict(
         {
             "l1": nn.L1Loss(),
@@ -34,6 +39,7 @@ def make_losses(config: CodecConfig) -> nn.ModuleDict:
             "mel": MelSpectrogramL1Loss(rate, **to_dict(config.mel)),
             "msspec": MultiScaleMelSpectrogramLoss(rate, **to_dict(config.msspec)),
             "sisnr": SISNR(rate, **to_dict(config.sisnr)),
+            "repetition": FrameRepetitionLoss(frame_length, lags=REPETITION_LAGS),
         }
     )
 
@@ -50,7 +56,8 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
 def discriminator_names(config: CodecConfig) -> list[str]:
     """Those that the configuration has a loss for."""
     losses = config.losses
-    return [] if losses.adv == losses.feat == 0 else list(config.adversarial.adversaries)
+    unused = losses.adv == losses.feat == 0 or config.learn == "encoder"
+    return [] if unused else list(config.adversarial.adversaries)
 
 
 def make_discriminators(config: CodecConfig) -> dict[str, nn.Module]:
@@ -60,3 +67,12 @@ def make_discriminators(config: CodecConfig) -> dict[str, nn.Module]:
         name: _DISCRIMINATORS[name](**channels, **to_dict(getattr(config, name)))
         for name in discriminator_names(config)
     }
+
+
+def make_reader(config: CodecConfig) -> EnergyReader | None:
+    """What reads energies from latents, if the configuration has a weight for it."""
+    sizes = to_dict(config.energies)
+    if sizes.pop("weight") == 0:
+        return None
+    seanet, frame = config.seanet, math.prod(config.seanet.ratios)
+    return EnergyReader(seanet.dimension, frame, config.sample_rate, config.channels, **sizes)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiogen_fast.errors import check
 from audiogen_fast.evaluation.codec import CodebookUsage
@@ -19,6 +19,7 @@ from audiogen_fast.training.codec.parts import (
     loss_weights,
     make_discriminators,
     make_losses,
+    make_reader,
 )
 from audiogen_fast.training.codec.pretrained import load_discriminators, load_weights
 from audiogen_fast.training.codec.stages import Measures, write_reconstructions
@@ -50,10 +51,14 @@ class CodecSolver(Solver):
         if config.continue_from is not None:
             load_weights(self.model, config.continue_from, config)
         self.model.to(device)
-        if config.decoder_only:
-            self.model.encoder.requires_grad_(False)
-        learnt = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(learnt, config.optim)
+        if config.frozen is not None:
+            self.model.get_submodule(config.frozen).requires_grad_(False)
+        self.reader = make_reader(config)
+        modules: dict[str, nn.Module] = {"model": self.model}
+        if self.reader is not None:
+            modules["reader"] = self.reader.to(device)
+        parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(parameters, config.optim)
         self.losses = make_losses(config).to(device)
         weights = loss_weights(config)
         self.balancer = Balancer(
@@ -65,15 +70,17 @@ class CodecSolver(Solver):
         )
         self.learnt = [name for name in weights if name in self.losses]
         self.common = {
-            "model": ModulePart(self.model),
-            "optimizer": OptimizerPart(self.optimizer, {"": self.model}),
+            **{name: ModulePart(module) for name, module in modules.items()},
+            "optimizer": OptimizerPart(
+                self.optimizer, {"" if n == "model" else n: m for n, m in modules.items()}
+            ),
             "balancer": ValuesPart(self.balancer),
         }
         self._build_adversaries()
         total = config.optim.total_updates
         self.schedules["optimizer"] = Schedule(self.optimizer, config.schedule, total)
         if config.optim.ema.use:
-            self.averages["model"] = ModuleEMA(self.model, config.optim.ema.decay)
+            self.averages = {n: ModuleEMA(m, config.optim.ema.decay) for n, m in modules.items()}
         self.loaders = {
             name: make_loader(
                 config,
@@ -112,16 +119,12 @@ class CodecSolver(Solver):
         if self.step < self.config.adversarial.warmup:
             return self._warm_up(wav)
         self.model.train()
-        if self.config.decoder_only:
+        if self.config.learn == "decoder":
             self.model.encoder.eval()
             self.model.quantizer.eval()  # in training mode its codebooks would follow
         restore = self._snapshot()
-        result = self.model(wav)
-        if self._discriminators_learn():
-            for name, adversary in self.adversaries.items():
-                self.d_losses[name] = adversary.train_step(result.x, wav)
-        metrics = self._backward(result, wav)
-        average_gradients(self.model.parameters())
+        codes, metrics = self._backward(wav)
+        average_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         norm = gradient_norm(self.optimizer, self.ranks, sharded=False)
         bad = ~(norm.isfinite() & metrics["loss"].isfinite())
         made = not self.ranks.max(bad.float()).item()
@@ -133,11 +136,11 @@ class CodecSolver(Solver):
         self.optimizer.zero_grad()
         metrics["grad_norm"] = norm
         metrics |= {f"d_{name}": loss for name, loss in self.d_losses.items()}
-        metrics |= self._perplexities(result.codes)
+        metrics |= self._perplexities(codes)
         return Update(
             metrics,
             made,
-            tokens=result.codes.numel(),
+            tokens=codes.numel(),
             seconds=wav.shape[0] * wav.shape[-1] / self.model.sample_rate,
             batch_ids=[vars(info) for info in batch.infos],
         )
@@ -151,20 +154,39 @@ class CodecSolver(Solver):
         seconds = wav.shape[0] * wav.shape[-1] / self.model.sample_rate
         return Update({f"d_{name}": loss for name, loss in losses.items()}, seconds=seconds)
 
-    def _backward(self, result: QuantizedResult, wav: Tensor) -> dict[str, Tensor]:
-        """Gradients of all losses in the model's parameters; their values by name."""
+    def _backward(self, wav: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of all losses; codes, and the losses' values by name."""
+        result, scale = self.model.quantize(wav)
+        loss, values = self._latent_losses(result, wav)
+        if self.config.learn == "encoder":
+            loss.backward()
+            return result.codes, {"loss": loss.detach()} | values
+        audio = self.model.postprocess(self.model.decoder(result.x)[..., : wav.shape[-1]], scale)
+        if self._discriminators_learn():
+            for name, adversary in self.adversaries.items():
+                self.d_losses[name] = adversary.train_step(audio, wav)
         balanced = {}
         for name, adversary in self.adversaries.items():
-            adversarial, features = adversary.generator_losses(result.x, wav)
+            adversarial, features = adversary.generator_losses(audio, wav)
             balanced |= {f"adv_{name}": adversarial, f"feat_{name}": features}
-        balanced |= {name: self.losses[name](result.x, wav) for name in self.learnt}
+        balanced |= {name: self.losses[name](audio, wav) for name in self.learnt}
         balanced = {name: balanced[name] for name in balanced if name in self.balancer.weights}
-        weighted = self.config.balancer.penalty_weight * result.penalty
-        if weighted.requires_grad:
-            weighted.backward(retain_graph=True)
-        loss = self.balancer.backward(balanced, result.x) + weighted.detach()
-        values = {name: value.detach() for name, value in balanced.items()}
-        return {"loss": loss, **values, "penalty": result.penalty.detach()}
+        if loss.requires_grad:
+            loss.backward(retain_graph=True)
+        loss = self.balancer.backward(balanced, audio) + loss.detach()
+        values |= {name: value.detach() for name, value in balanced.items()}
+        return result.codes, {"loss": loss} | values
+
+    def _latent_losses(
+        self, result: QuantizedResult, wav: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of those that come to the encoder straight, and their values."""
+        values = {"penalty": result.penalty}
+        loss = self.config.balancer.penalty_weight * result.penalty
+        if self.reader is not None:
+            values["energies"] = self.reader(result.x, self.model.preprocess(wav)[0])
+            loss = loss + self.config.energies.weight * values["energies"]
+        return loss, {name: value.detach() for name, value in values.items()}
 
     def _discriminators_learn(self) -> bool:
         """One in `adversarial.every` updates, the same for all processes and after a resume."""
@@ -198,7 +220,8 @@ class CodecSolver(Solver):
             return {}
         found = {"evaluate": self._measure("evaluate", self.config.evaluate.visqol)}
         loader = self.loaders["generate"]
-        if loader is not None and self.ranks.is_main:
+        # An encoder that is trained alone has no decoder that fits it.
+        if loader is not None and self.ranks.is_main and self.config.learn != "encoder":
             folder = self.folder / "samples" / f"epoch-{epoch:04d}"
             samples = self.config.generate.samples
             self.model.eval()
@@ -212,7 +235,7 @@ class CodecSolver(Solver):
         if loader is None:
             return {}
         self.model.eval()
-        measures = Measures(self.model, self.losses, visqol)
+        measures = Measures(self.model, self.losses, self.reader, visqol)
         loader.rewind()
         for batch in loader:
             measures.update(batch)
@@ -224,10 +247,13 @@ class CodecSolver(Solver):
         batch = world_size * batch_of_process(config, "train", world_size)
         with torch.device("meta"):
             model = get_compression_model(config.model_config())
-            adversaries = make_discriminators(config)
+            modules = make_discriminators(config)
+            reader = make_reader(config)
+        if reader is not None:
+            modules["reader"] = reader
         codec = sum(p.numel() for p in model.parameters())
         buffers = sum(b.numel() for b in model.buffers())
-        others = {n: sum(p.numel() for p in a.parameters()) for n, a in adversaries.items()}
+        others = {n: sum(p.numel() for p in m.parameters()) for n, m in modules.items()}
         # Floats: weight, gradient and two moments of each parameter, and the moving average.
         state = 4 * (codec + sum(others.values())) + buffers
         state += (codec + buffers) if config.optim.ema.use else 0

@@ -26,17 +26,26 @@ class Measures:
     Args:
         model: in evaluation mode.
         losses: between reconstruction and recording, by name.
+        reader: an `EnergyReader` of the model's latents, whose error is measured too.
         with_visqol: also ViSQOL, which is slow.
     """
 
-    def __init__(self, model: EncodecModel, losses: nn.ModuleDict, with_visqol: bool = False):
-        self.model, self.losses, self.with_visqol = model, losses, with_visqol
+    def __init__(
+        self,
+        model: EncodecModel,
+        losses: nn.ModuleDict,
+        reader: nn.Module | None = None,
+        with_visqol: bool = False,
+    ):
+        self.model, self.losses, self.reader = model, losses, reader
+        self.with_visqol = with_visqol
         if with_visqol:
             load_score()  # a missing package shows before the work
         self.device = next(model.parameters()).device
         self.mel_distance = MelDistance(model.sample_rate).to(self.device)
         self.usage = CodebookUsage(model.num_codebooks, model.cardinality, self.device)
-        names = [*losses, "mel_distance", "si_sdr", *(["visqol"] if with_visqol else [])]
+        names = [*losses, "mel_distance", "si_sdr"]
+        names += ["visqol"] * with_visqol + ["energies"] * (reader is not None)
         self.sums = {name: torch.zeros((), device=self.device) for name in names}
         self.count = torch.zeros((), device=self.device)
 
@@ -52,6 +61,10 @@ class Measures:
         self.count += kept
         for name, loss in self.losses.items():
             self.sums[name] += kept * loss(result.x, wav)
+        if self.reader is not None:
+            latents = self.model.decode_latent(result.codes)
+            energies = self.reader(latents, self.model.preprocess(wav)[0])
+            self.sums["energies"] += kept * energies
         for i, info in enumerate(batch.infos[:kept]):
             # Of the recording itself: padding is silence, which a ratio would praise.
             pair = [signal[i : i + 1, :, : info.n_frames] for signal in (result.x, wav)]

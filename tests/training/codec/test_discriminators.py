@@ -110,3 +110,28 @@ def test_mistakes_are_named():
         MultiScaleSTFTDiscriminator(win_lengths=[1])
     with pytest.raises(InvalidInputError, match="norm"):
         STFTDiscriminator(norm="batch_norm")
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_magnitudes_are_compressed_and_phases_kept(channels):
+    sizes = {"in_channels": channels, "n_fft": 256, "hop_length": 64, "win_length": 256}
+    torch.manual_seed(0)
+    wav = torch.randn(2, channels, 1000) * torch.logspace(-3, 0, 1000)
+    plain, compressed = (
+        STFTDiscriminator(**sizes, power=power).spectrogram(wav).unflatten(1, (2, channels))
+        for power in (1.0, 0.3)
+    )
+    before, after = (torch.complex(*parts.unbind(1)) for parts in (plain, compressed))
+    loud = before.abs() > 2e-3
+    assert loud.float().mean() > 0.9
+    expected = torch.polar(before.abs() ** 0.3, before.angle())
+    torch.testing.assert_close(after[loud], expected[loud], rtol=2e-3, atol=1e-5)
+    silence = torch.zeros(1, channels, 1000, requires_grad=True)
+    STFTDiscriminator(**sizes, power=0.3).spectrogram(silence).sum().backward()
+    assert silence.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0, 1.5])
+def test_a_power_that_does_not_compress_is_refused(power):
+    with pytest.raises(InvalidInputError, match="power must lie above 0 and be at most 1, got"):
+        STFTDiscriminator(power=power)

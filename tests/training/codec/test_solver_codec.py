@@ -103,26 +103,77 @@ def test_discriminators_learn_alone_at_first(small_recipe, make_solver):
 
 
 @pytest.mark.parametrize("exported", [False, True])
-def test_a_decoder_is_trained_alone(small_recipe, make_solver, tmp_path, exported):
-    """Nothing that decides codes changes, and everything of the decoder does."""
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_a_part_is_trained_alone(small_recipe, make_solver, tmp_path, part, exported):
+    """Everything of it changes, codebooks with the encoder, and nothing of the other part."""
     first = make_solver(small_recipe())
     first.run()
     source = first.folder
     if exported:  # with plain weights, which become normalised ones again
         source = export_codec(first.folder, tmp_path / "exported").folder
-    changes = {"continue_from": str(source), "decoder_only": "true", "optim__epochs": 1}
-    solver = make_solver(small_recipe("decoder", **changes))
+    changes = {"continue_from": str(source), "learn": part, "optim__epochs": 1}
+    changes |= {"energies__weight": 1.0} if part == "encoder" else {}
+    solver = make_solver(small_recipe(part, **changes))
     before = {name: t.clone() for name, t in solver.model.state_dict().items()}
     solver.run()
     assert solver.step == 5
+    parts = ("decoder.",) if part == "decoder" else ("encoder.", "quantizer.")
     for name, tensor in solver.model.state_dict().items():
-        assert torch.equal(tensor, before[name]) != name.startswith("decoder."), name
+        changed = name.startswith(parts) and not name.endswith("inited")
+        assert torch.equal(tensor, before[name]) != changed, name
     _, written, chosen = read_run(solver.folder)
     assert chosen.weights == "ema"
     expected = solver.model.state_dict() | solver.averages["model"].tensors()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
-    with pytest.raises(InvalidInputError, match="decoder_only .*continue_from must be given"):
-        small_recipe(decoder_only="true")
+
+
+def test_a_part_alone_needs_a_codec(small_recipe):
+    for part, weight in (("decoder", 0), ("encoder", 1)):
+        message = f"learn = {part} .*continue_from must be given"
+        with pytest.raises(InvalidInputError, match=message):
+            small_recipe(learn=part, energies__weight=weight)
+
+
+def test_an_encoder_learns_to_tell_energies(small_recipe, make_solver):
+    """Alone, without decoder and discriminators; five updates and five are ten."""
+    source = make_solver(small_recipe("source"))
+    source.run()
+    changes = {"continue_from": str(source.folder), "learn": "encoder", "energies__weight": 1.0}
+    changes |= {"optim__lr": 1e-2, "optim__ema__decay": 0.5}
+    changes["dataset__generate__source"] = "{recordings}"
+    config = small_recipe("whole", **changes)
+    whole = make_solver(config)
+    assert whole.adversaries == {} and config.best_metric == "energies"
+    before = whole.validate()
+    assert before["energies"] > 0 and whole.run() == 0
+    assert whole.metrics["energies"] < 0.95 * before["energies"]
+    assert not (whole.folder / "samples").exists()  # the decoder does not fit
+    first = make_solver(small_recipe("parts", **changes))
+    first.config.optim.epochs = 1
+    first.run()
+    second = make_solver(small_recipe("parts", **changes))
+    second.run()
+    assert_same(everything(second), everything(whole))
+    assert any(name.startswith("reader.") for name in everything(whole)[0])
+
+
+def test_energies_are_learnt_beside_the_other_losses(small_recipe, make_solver):
+    """Their gradient reaches the encoder, and not the decoder."""
+    gradients = {}
+    for weight in (0.0, 10.0, 20.0):
+        # Without discriminators, whose initial weights the reader's draws would change.
+        changes = {"energies__weight": weight, "losses__adv": 0, "losses__feat": 0}
+        solver = make_solver(small_recipe(f"run{weight}", **changes))
+        solver.model.train()
+        torch.manual_seed(0)
+        wav = next(solver.loader.forever()).wav
+        _, metrics = solver._backward(wav)
+        assert ("energies" in metrics) == (weight > 0)
+        gradients[weight] = {n: p.grad.clone() for n, p in solver.model.named_parameters()}
+    for name, gradient in gradients[0.0].items():
+        once, twice = (gradients[weight][name] - gradient for weight in (10.0, 20.0))
+        assert name.startswith("encoder.") == (once != 0).any().item(), name
+        torch.testing.assert_close(twice, 2 * once, rtol=1e-2, atol=1e-4)
 
 
 def test_a_batch_that_is_not_finite_changes_nothing(small_recipe, make_solver):
