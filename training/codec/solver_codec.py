@@ -71,6 +71,7 @@ class CodecSolver(Solver):
         self.learnt = [name for name in weights if name in self.losses]
         self.common = {
             **{name: ModulePart(module) for name, module in modules.items()},
+            # The model's moments have no prefix, as in checkpoints from before there was a reader.
             "optimizer": OptimizerPart(
                 self.optimizer, {"" if n == "model" else n: m for n, m in modules.items()}
             ),

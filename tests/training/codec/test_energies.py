@@ -7,6 +7,7 @@ from audiogen_fast.data.mel import MelSpectrogram
 from audiogen_fast.errors import InvalidInputError
 from audiogen_fast.training.codec.energies import EnergyReader
 
+ON = {"energies__weight": 1}
 SIZES = {"n_ffts": [128, 512], "hop_lengths": [80, 320], "n_mels": [4, 10], "hidden": 16}
 
 
@@ -79,14 +80,30 @@ def test_it_learns_what_latents_tell():
         ({"energies__weight": -1}, "energies.weight must be at least 0, got -1"),
         ({"learn": "encoder"}, "energies.weight must be above 0 with learn = encoder, got 0"),
         ({"learn": "decoder", "energies__weight": 1}, "energies.weight must be 0 with learn = dec"),
-        ({"energies__n_mels": [8, 32]}, r"must be of one length, at least 1, got \[3, 3, 2\]"),
-        ({"energies__hop_lengths": [80, 320, 300]}, "divide the 320 samples .* got 300 with 2048"),
-        ({"energies__n_ffts": [64, 1024, 2048]}, "at most their n_ffts, got 80 with 64"),
-        ({"energies__n_mels": [8, 32, 0]}, "energies.n_mels must be at least 1, got 0"),
-        ({"energies__floor_level": 0}, "energies.floor_level must be above 0 and finite, got 0"),
-        ({"energies__hidden": 0}, "energies.hidden must be at least 1, got 0"),
+        (
+            {"energies__n_mels": [8, 32], **ON},
+            r"must be of one length, at least 1, got \[3, 3, 2\]",
+        ),
+        (
+            {"energies__hop_lengths": [80, 320, 300], **ON},
+            "divide the 320 samples .* got 300 with 2048",
+        ),
+        ({"energies__n_ffts": [64, 1024, 2048], **ON}, "at most their n_ffts, got 80 with 64"),
+        ({"energies__n_mels": [8, 32, 0], **ON}, "energies.n_mels must be at least 1, got 0"),
+        (
+            {"energies__floor_level": 0, **ON},
+            "energies.floor_level must be above 0 and finite, got 0",
+        ),
+        ({"energies__hidden": 0, **ON}, "energies.hidden must be at least 1, got 0"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(small_recipe, changes, message):
     with pytest.raises(InvalidInputError, match=message):
         small_recipe(continue_from="anything", **changes)
+
+
+def test_sizes_need_not_fit_where_no_energies_are_read(small_recipe):
+    ratios = {"seanet__ratios": [8, 4, 4, 2]}
+    assert small_recipe(**ratios).energies.weight == 0
+    with pytest.raises(InvalidInputError, match="divide the 256 samples of a frame.* got 80 "):
+        small_recipe(**ratios, energies__weight=1)
