@@ -35,7 +35,7 @@ def train(folder: Path, world_size: int, changes: list[str]) -> list[dict]:
 def runs(tmp_path_factory, small_values):
     folder = tmp_path_factory.mktemp("ranks")
     changes = [f"{key}={value}" for key, value in small_values.items()]
-    changes += [f"folder={folder / 'run'}", *CALM, *DRAWS]
+    changes += [f"folder={folder / 'run'}", *CALM, *DRAWS, "energies.weight=0.5"]
     return train(folder, 1, changes)[0], train(folder, 2, changes)
 
 
@@ -44,7 +44,8 @@ def test_losses(runs):
     one, ranks = runs
     for step, expected in enumerate(one["losses"]):
         found = [rank["losses"][step] for rank in ranks]
-        for name in ("l1", "msspec", "adv_msstftd", "feat_msstftd", "d_msstftd", "penalty"):
+        names = ("l1", "msspec", "adv_msstftd", "feat_msstftd", "d_msstftd", "penalty", "energies")
+        for name in names:
             mean = sum(values[name] for values in found) / 2
             assert mean == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (step, name)
         assert found[0]["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
@@ -65,5 +66,5 @@ def test_validation(runs):
     """Each recording counts once, whichever process has it."""
     one, (first, second) = runs
     assert first["valid"] == second["valid"]
-    for name in ("l1", "mel_distance", "usage_q1", "perplexity_q2"):
+    for name in ("l1", "mel_distance", "usage_q1", "perplexity_q2", "energies"):
         assert first["valid"][name] == pytest.approx(one["valid"][name], rel=1e-2)
