@@ -79,6 +79,11 @@ class SEANetConfig:
     decoder: SEANetDecoderConfig = field(default_factory=SEANetDecoderConfig)
     """Options of the decoder alone."""
 
+    @property
+    def frame_length(self) -> int:
+        """Samples of a frame."""
+        return math.prod(self.ratios)
+
 
 @dataclass
 class EncodecConfig:
@@ -277,7 +282,7 @@ class CodecConfig(TrainConfig):
             min(lengths) == max(lengths) > 0,
             f"energies.{', '.join(names)} must be of one length, at least 1, got {lengths}",
         )
-        frame = math.prod(self.seanet.ratios)
+        frame = self.seanet.frame_length
         for n_fft, hop, bands in zip(part.n_ffts, part.hop_lengths, part.n_mels, strict=True):
             check(
                 1 <= hop <= n_fft and frame % hop == 0,
@@ -317,7 +322,7 @@ class CodecConfig(TrainConfig):
         """Segments must be long enough for every transform."""
         needed = {
             "losses.mrstft": max(self.mrstft.n_ffts) // 2 + 1,
-            "losses.repetition": REPETITION_LAGS * math.prod(self.seanet.ratios),
+            "losses.repetition": REPETITION_LAGS * self.seanet.frame_length,
         }
         if "msstftd" in self.adversarial.adversaries:
             needed["msstftd"] = max(self.msstftd.n_ffts)

@@ -1,7 +1,5 @@
 """Losses and discriminators of a codec's configuration."""
 
-import math
-
 from torch import nn
 
 from audiogen_fast.evaluation.sisnr import SISNR
@@ -30,7 +28,7 @@ _DISCRIMINATORS = {
 
 def make_losses(config: CodecConfig) -> nn.ModuleDict:
     """Every loss between two recordings, by its name in `losses`."""
-    rate, frame_length = config.sample_rate, math.prod(config.seanet.ratios)
+    rate = config.sample_rate
     return nn.ModuleDict(
         {
             "l1": nn.L1Loss(),
@@ -39,7 +37,7 @@ def make_losses(config: CodecConfig) -> nn.ModuleDict:
             "mel": MelSpectrogramL1Loss(rate, **to_dict(config.mel)),
             "msspec": MultiScaleMelSpectrogramLoss(rate, **to_dict(config.msspec)),
             "sisnr": SISNR(rate, **to_dict(config.sisnr)),
-            "repetition": FrameRepetitionLoss(frame_length, lags=REPETITION_LAGS),
+            "repetition": FrameRepetitionLoss(config.seanet.frame_length, lags=REPETITION_LAGS),
         }
     )
 
@@ -74,5 +72,7 @@ def make_reader(config: CodecConfig) -> EnergyReader | None:
     sizes = to_dict(config.energies)
     if sizes.pop("weight") == 0:
         return None
-    seanet, frame = config.seanet, math.prod(config.seanet.ratios)
-    return EnergyReader(seanet.dimension, frame, config.sample_rate, config.channels, **sizes)
+    seanet = config.seanet
+    return EnergyReader(
+        seanet.dimension, seanet.frame_length, config.sample_rate, config.channels, **sizes
+    )

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiogen_fast.errors import check
+from audiogen_fast.training.codec.spectral_losses import check_pair
 
 _FLOOR = 1e-7
 """Of a tile's energy, as that of white noise of -70 dB: silence is like nothing."""
@@ -36,10 +36,7 @@ class FrameRepetitionLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss, a scalar, of audio `x` against the reference `y`, both `[B, C, T]`."""
-        check(
-            x.ndim == 3 and x.shape == y.shape,
-            f"x and y must be [B, C, T] of one shape, got {tuple(x.shape)} and {tuple(y.shape)}",
-        )
+        check_pair(x, y)
         return F.l1_loss(self.correlations(x), self.correlations(y))
 
     def correlations(self, x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class MelSpectrogramL1Loss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss, a scalar, of audio `x` against the reference `y`, both `[B, C, T]`."""
-        _check_pair(x, y)
+        check_pair(x, y)
         mel_x, mel_y = self.mel(x), self.mel(y)
         if self.log:
             mel_x, mel_y = ((self.floor_level + mel).log10() for mel in (mel_x, mel_y))
@@ -86,7 +86,7 @@ class MultiScaleMelSpectrogramLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss, a scalar, of audio `x` against the reference `y`, both `[B, C, T]`."""
-        _check_pair(x, y)
+        check_pair(x, y)
         loss = torch.zeros((), device=x.device)
         for mel, alpha in zip(self.mels, self.alphas, strict=True):
             mel_x, mel_y = mel(x), mel(y)
@@ -95,7 +95,8 @@ class MultiScaleMelSpectrogramLoss(nn.Module):
         return loss / self.divisor
 
 
-def _check_pair(x: Tensor, y: Tensor) -> None:
+def check_pair(x: Tensor, y: Tensor) -> None:
+    """Raises InvalidInputError unless both are `[B, C, T]` of one shape."""
     check(
         x.ndim == 3 and x.shape == y.shape,
         f"x and y must be [B, C, T] of one shape, got {tuple(x.shape)} and {tuple(y.shape)}",

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiogen_fast.errors import check
+from audiogen_fast.training.codec.spectral_losses import check_pair
 
 _EPSILON = torch.finfo(torch.float32).eps
 _SMALLEST_POWER = 1e-7
@@ -99,8 +100,5 @@ class MultiResolutionSTFTLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss, a scalar, of audio `x` against the reference `y`, both `[B, C, T]`."""
-        check(
-            x.ndim == 3 and x.shape == y.shape,
-            f"x and y must be [B, C, T] of one shape, got {tuple(x.shape)} and {tuple(y.shape)}",
-        )
+        check_pair(x, y)
         return torch.stack([loss(x, y) for loss in self.losses]).mean()
