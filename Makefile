@@ -1,4 +1,4 @@
-# make venv | test | demo | lint | corpus | wheel | sanitize | clean. Nothing outside this folder is touched.
+# make venv | test | demo | lint | corpus | corpus-large | wheel | sanitize | clean. Nothing outside this folder is touched.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt requirements/$(DEVICE).txt \
 	requirements/evaluation.txt \
 	$(shell find csrc -type f)
 
-.PHONY: venv test demo lint corpus wheel sanitize clean
+.PHONY: venv test demo lint corpus corpus-large wheel sanitize clean
 
 venv: $(STAMP)
 
@@ -36,9 +36,14 @@ lint: venv
 	$(BIN)/ruff format --check .
 
 # Captioned sounds of Debian packages, to train and to judge with: docs/data.md.
+CORPUS = $(BIN)/python -m audiogen_fast.training.corpus.build data/corpus \
+	--packages-dir data/packages --download --others
 corpus: venv
-	$(BIN)/python -m audiogen_fast.training.corpus.build data/corpus --packages-dir data/packages \
-		--download --others
+	$(CORPUS)
+
+# The same, and more to train with.
+corpus-large: venv
+	$(CORPUS) --large
 
 # The sdist, and the wheel made from it for this interpreter, with the lowest manylinux tag that its
 # symbols allow: docs/wheels.md.

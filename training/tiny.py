@@ -1,6 +1,6 @@
 """Trains `audiogen-fast/tiny`, the model in the package: from a corpus to a folder that loads.
 
-    make corpus
+    make corpus-large
     python -m audiogen_fast.training.tiny data/corpus data/tiny
 
 Each step is a command of this package, printed before it runs. Run again, the whole goes on where
@@ -28,7 +28,7 @@ SEED = 2036
 ITEMS, VALID_ITEMS = 20_000, 200
 SPEED, EQUALIZER = 0.1875, 6.0
 """Part by which sounds in training items are faster or slower, decibels by which octaves move."""
-VOCABULARY, MAX_TOKENS = 7600, 128
+VOCABULARY, MAX_TOKENS = 7680, 128
 SECONDS = 4.0
 """Of the longest item: the window of the language model."""
 _CAPTIONS = Path(__file__).with_name("corpus") / "captions.tsv"
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m audiogen_fast.training.tiny", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("corpus", type=Path, help="folder that `make corpus` made")
+    parser.add_argument("corpus", type=Path, help="folder that `make corpus-large` made")
     parser.add_argument("output", type=Path, help="folder for everything that is made")
     parser.add_argument(
         "--encoder",

@@ -1,6 +1,7 @@
 """Make a corpus of captioned sounds from Debian packages; nothing is installed.
 
     python -m audiogen_fast.training.corpus.build OUT --packages-dir DEBS [--download] [--others]
+        [--large]
 
 Takes the `.deb` files of the packages (`packages.py`; `--only` names some of them) from DEBS, which
 `--download` fills with `apt-get download` in the versions of `checksums.txt`, and writes
@@ -13,7 +14,8 @@ judge learn from, never those that are judged; `test`, with `held_out` telling w
 caption is kept from the other two or this sound alone. Only sounds under free licences are in
 `train` and `test`. `metric` has a tenth of the free sounds whose captions are not held out, mostly
 with packages and captions that `train` has too; `--others` adds packages and sounds under other
-licences, all of them `metric`.
+licences, all of them `metric`. `--large` adds some large packages, of which all is `train`: with
+them or without, the same sounds judge. Their sounds under captions that are held out are left out.
 """
 
 import argparse
@@ -35,6 +37,7 @@ from audiogen_fast.errors import AudioFileError, AudioGenFastError, DataError, c
 from audiogen_fast.training.corpus.containers import Member, members
 from audiogen_fast.training.corpus.packages import (
     FREE,
+    LARGE_PACKAGES,
     OTHER_PACKAGES,
     PACKAGES,
     CaptionRules,
@@ -98,6 +101,8 @@ def build(
                 name = f"audio/{_name(package, member, number, digest)}.flac"
                 soundfile.write(output / name, pcm, sample_rate, "PCM_16")
                 split, held_out = split_of(caption, member.name, licence)
+                if not package.held_out:
+                    split, held_out = "train", ""
                 rows.append(
                     {
                         "path": name,
@@ -136,8 +141,10 @@ def _chosen(
         licence = package.licence_of(member, text)
         if caption is None:
             counts["without caption"] += 1
-        elif licence not in FREE and not others:
+        elif not package.may_teach(licence) and not (others and package.held_out):
             counts["other licence"] += 1
+        elif not package.held_out and is_held_out(caption):
+            counts["caption held out"] += 1
         else:
             yield member, licence, caption
 
@@ -187,12 +194,17 @@ def split_of(caption: str, member: str, licence: str) -> tuple[str, str]:
     """`split` and `held_out` of a sound, the same whatever else is in the corpus."""
     if licence not in FREE:
         return "metric", ""
-    if _percentile(caption) < _HELD_OUT_CAPTIONS:
+    if is_held_out(caption):
         return "test", "caption"
     place = _percentile(member)
     if place < _HELD_OUT_SOUNDS:
         return "test", "sound"
     return ("metric" if place < _HELD_OUT_SOUNDS + _METRIC_SOUNDS else "train"), ""
+
+
+def is_held_out(caption: str) -> bool:
+    """Whether no model may learn sounds under this caption."""
+    return _percentile(caption) < _HELD_OUT_CAPTIONS
 
 
 def _percentile(text: str) -> int:
@@ -245,7 +257,7 @@ def download(folder: Path, packages: Sequence[Package], any_version: bool) -> No
 
 
 def main() -> None:
-    everything = (*PACKAGES, *OTHER_PACKAGES)
+    everything = (*PACKAGES, *OTHER_PACKAGES, *LARGE_PACKAGES)
     names = [package.name for package in everything]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
@@ -255,12 +267,14 @@ def main() -> None:
     parser.add_argument(
         "--others", action="store_true", help="sounds under other licences too, split metric"
     )
+    parser.add_argument("--large", action="store_true", help="3 GB more of packages, split train")
     parser.add_argument(
         "--any-version", action="store_true", help="take packages of unknown versions"
     )
     parser.add_argument("--sample-rate", type=int, default=16_000)
     args = parser.parse_args()
-    chosen = everything if args.others else PACKAGES
+    others, large = (OTHER_PACKAGES if args.others else ()), (LARGE_PACKAGES if args.large else ())
+    chosen = [*PACKAGES, *others, *large]
     if args.only:
         chosen = [package for package in everything if package.name in args.only]
     try:

@@ -13,6 +13,8 @@ from pathlib import Path
 from audiogen_fast.errors import DataError
 
 AUDIO = (".ogg", ".oga", ".wav", ".mp3", ".flac")
+_ZIPPED = (".pk3", "/public.zip")
+_WANTED = (*AUDIO, *_ZIPPED, "/copyright", ".rcc", "opensfx.cat", "sound.ocg")
 _C4_HEADER, _C4_ENTRY = 204, 316
 _QT_NODE = 14
 _QT_ZLIB, _QT_FOLDER, _QT_ZSTD = 1, 2, 4
@@ -49,12 +51,12 @@ def members(package: Path) -> Iterator[Member]:
 
 
 def _wanted(name: str) -> bool:
-    return name.lower().endswith((*AUDIO, "/copyright", ".pk3", ".rcc", "opensfx.cat", "sound.ocg"))
+    return name.lower().endswith(_WANTED)
 
 
 def _unpack(name: str, content: bytes) -> Iterator[Member]:
     lowered = name.lower()
-    if lowered.endswith(".pk3"):
+    if lowered.endswith(_ZIPPED):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for inner in archive.namelist():
                 if inner.lower().endswith(AUDIO):

@@ -9,6 +9,9 @@ from audiogen_fast.training.corpus.containers import Member
 
 FREE = ("CC0-1.0", "CC-BY-3.0", "CC-BY-SA-3.0", "CC-BY-SA-3.0+", "public-domain")
 """Licences of what a model may learn from; others only serve to judge it."""
+FREE_TOO = ("CC0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-SA-3.0 or CC-BY-3.0")
+"""Those that only the packages of `LARGE_PACKAGES` count as free: the split of the others was made
+without them."""
 _OPENCLONK_CC0 = (
     r"Balloon/Pop|SoftTouch|SoftHit2|GeneralHit|DullMetalHit|DullWoodHit2|GlassHit|Catapult|"
     r"BlastLiquid1|RockHit|/Fuse|LightMetalHit2|/Earthquake\.|WoodCreak|Boiling|Blowout|"
@@ -32,6 +35,12 @@ class Package:
     """What the copyright file puts before the names of members."""
     strip: str = ""
     """What it leaves out of them."""
+    held_out: bool = True
+    """Whether sounds of it may judge; those of others are only learnt from."""
+
+    def may_teach(self, licence: str) -> bool:
+        """Whether a model may learn from its sounds under this licence."""
+        return licence in FREE or (not self.held_out and licence in FREE_TOO)
 
     def licence_of(self, member: Member, copyright: str) -> str:
         for pattern, licence in self.others:
@@ -85,6 +94,29 @@ OTHER_PACKAGES = (
 )
 """Mostly under other licences."""
 
+LARGE_PACKAGES = (
+    Package("0ad-data", "CC-BY-SA-3.0", "Wildfire Games", "audio/", held_out=False),
+    Package("megaglest-data", "CC-BY-SA-3.0", "MegaGlest team", held_out=False),
+    Package(
+        "redeclipse-data",
+        "copyright",
+        "Red Eclipse team (see debian/copyright)",
+        "data/sounds/",
+        strip="usr/share/games/redeclipse/",
+        held_out=False,
+    ),
+    Package("lugaru-data", "CC-BY-SA-3.0", "Wolfire Games", "/Sounds/", held_out=False),
+    Package(
+        "supertuxkart-data",
+        "copyright",
+        "SuperTuxKart team (see debian/copyright)",
+        strip="usr/share/games/supertuxkart/",
+        held_out=False,
+    ),
+    Package("minetest-mod-homedecor", "CC-BY-SA-4.0", "Vanessa Dannenberg", held_out=False),
+)
+"""Three gigabytes under free licences, only to learn from: what judges is the same without."""
+
 
 def _licence_in_title(title: str) -> str:
     for word, licence in (("Zero", "CC0-1.0"), ("ShareAlike", "CC-BY-SA-3.0")):
@@ -122,6 +154,6 @@ class CaptionRules:
         for pattern, caption in self.rules.get(package, []):
             if match := pattern.search(member):
                 if "{1}" in caption:
-                    caption = caption.replace("{1}", match[1].replace("_", " "))
+                    caption = caption.replace("{1}", match[1].replace("_", " ").lower())
                 return None if caption == "-" else caption
         return None

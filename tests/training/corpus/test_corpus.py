@@ -8,6 +8,7 @@ import subprocess
 import zipfile
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from audiogen_fast.training.corpus import build as build_module
 from audiogen_fast.training.corpus.build import (
     CAPTIONS,
     build,
+    is_held_out,
     known_packages,
     split_of,
     trimmed,
@@ -28,12 +30,20 @@ from audiogen_fast.training.corpus.containers import (
     read_openttd,
     read_qt_resources,
 )
-from audiogen_fast.training.corpus.packages import FREE, OTHER_PACKAGES, PACKAGES, CaptionRules
+from audiogen_fast.training.corpus.packages import (
+    FREE,
+    FREE_TOO,
+    LARGE_PACKAGES,
+    OTHER_PACKAGES,
+    PACKAGES,
+    CaptionRules,
+)
 from audiogen_fast.training.corpus.subset import SUBSET, subset
 from audiogen_fast.training.data import read_manifest
 from audiogen_fast.training.data.manifest import write_manifest
 
-BY_NAME = {package.name: package for package in (*PACKAGES, *OTHER_PACKAGES)}
+BY_NAME = {package.name: package for package in (*PACKAGES, *OTHER_PACKAGES, *LARGE_PACKAGES)}
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
 COPYRIGHT = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 
 Files: *
@@ -215,17 +225,31 @@ def test_sounds_are_trimmed(tmp_path):
     assert [len(piece) for piece in short] == [160_000]
 
 
-@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
-def test_a_corpus_from_a_package(tmp_path, monkeypatch):
-    tree = tmp_path / "tree"
-    documents = tree / "usr/share/doc/ufoai-sound"
+def package_tree(tmp_path, name, copyright):
+    """The folder of a package without sounds."""
+    tree = tmp_path / "tree" / name
+    documents = tree / "usr/share/doc" / name
     documents.mkdir(parents=True)
-    (documents / "copyright").write_text(COPYRIGHT)
+    (documents / "copyright").write_text(copyright)
     (tree / "DEBIAN").mkdir()
     (tree / "DEBIAN/control").write_text(
-        "Package: ufoai-sound\nVersion: 1.0-1\nArchitecture: all\nMaintainer: x <x@y.z>\n"
+        f"Package: {name}\nVersion: 1.0-1\nArchitecture: all\nMaintainer: x <x@y.z>\n"
         "Description: x\n"
     )
+    return tree
+
+
+def build_package(tree, folder):
+    folder.mkdir(exist_ok=True)
+    deb = folder / f"{tree.name}_1.0-1_all.deb"
+    command = ["dpkg-deb", "--build", "--root-owner-group", str(tree), str(deb)]
+    subprocess.run(command, check=True, capture_output=True)
+    return deb
+
+
+@needs_dpkg
+def test_a_corpus_from_a_package(tmp_path, monkeypatch):
+    tree = package_tree(tmp_path, "ufoai-sound", COPYRIGHT)
     sounds = {
         "sound/footsteps/gravel1.wav": tone(0.5, step=0.1),
         "sound/footsteps/gravel2.wav": tone(0.5, step=0.1),  # the same once more
@@ -238,10 +262,7 @@ def test_a_corpus_from_a_package(tmp_path, monkeypatch):
             archive.writestr(name, wav_bytes(tmp_path, samples))
         archive.writestr("sound/footsteps/gravel5.wav", b"no sound")
     debs = tmp_path / "debs"
-    debs.mkdir()
-    deb = debs / "ufoai-sound_1.0-1_all.deb"
-    command = ["dpkg-deb", "--build", "--root-owner-group", str(tree), str(deb)]
-    subprocess.run(command, check=True, capture_output=True)
+    deb = build_package(tree, debs)
     assert {m.name for m in members(deb)} >= set(sounds)
 
     caption = CaptionRules(CAPTIONS).caption("ufoai-sound", "sound/footsteps/gravel1.wav")
@@ -279,3 +300,35 @@ def test_a_corpus_from_a_package(tmp_path, monkeypatch):
     deb.write_bytes(deb.read_bytes()[:200])
     with pytest.raises(DataError, match="ufoai-sound_1.0-1_all.deb"):
         list(members(deb))
+
+
+@needs_dpkg
+def test_large_packages_only_teach(tmp_path, monkeypatch):
+    """All their sounds are learnt from, under more licences, but for captions held out elsewhere;
+    `others` adds nothing."""
+    names = [f"audio/wave{n}.wav" for n in range(40)]  # a fifth of other packages' would judge
+    tree = package_tree(tmp_path, "0ad-data", "")
+    (tree / "usr/mods/public").mkdir(parents=True)
+    with zipfile.ZipFile(tree / "usr/mods/public/public.zip", "w") as archive:
+        for number, name in enumerate((*names, "audio/voice.wav", "audio/held.wav", "else.wav")):
+            samples = tone(0.3, step=0.05 + number / 100)
+            archive.writestr(name, wav_bytes(tmp_path, samples))
+    held = next(c for c in map("caption {}".format, range(200)) if is_held_out(c))
+    captions = tmp_path / "captions.tsv"
+    rules = (("(WAVE)", "an ocean {1}"), ("voice", "-"), ("held", held), (".", "a noise"))
+    captions.write_text("".join(f"0ad-data\t{rule}\t{caption}\n" for rule, caption in rules))
+    monkeypatch.setattr(build_module, "CAPTIONS", captions)
+    build_package(tree, tmp_path / "debs")
+    package = BY_NAME["0ad-data"]
+    for licence in (package.licence, *FREE_TOO):
+        free = [replace(package, licence=licence)]
+        rows = build(tmp_path / "out", tmp_path / "debs", free, 16_000, any_version=True)
+        assert sorted(row["member"] for row in rows) == sorted(names)
+        assert {(r["split"], r["held_out"], r["caption"]) for r in rows} == {
+            ("train", "", "an ocean wave")
+        }
+    other = [replace(package, licence="GPL-2+")]
+    assert build(tmp_path / "no", tmp_path / "debs", other, 16_000, True, any_version=True) == []
+    judged = [replace(package, held_out=True)]
+    rows = build(tmp_path / "all", tmp_path / "debs", judged, 16_000, any_version=True)
+    assert {row["split"] for row in rows} == {"train", "metric", "test"}
