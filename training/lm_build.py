@@ -100,6 +100,23 @@ def check_conditioners(lm: LMModel, config: LMConfig) -> None:
         )
 
 
+def unread_encoders(lm: LMModel, config: LMConfig) -> list[str]:
+    """A line for each text encoder that the recipe names and a checkpoint has another of its own
+    for: the checkpoint's stays, as the language model learnt to read that one."""
+    lines = []
+    for name, conditioner in config.conditioners.items():
+        own = (lm.cfg.get("conditioners") or {}).get(name)
+        for kind in ("t5", "encoder"):
+            section = getattr(conditioner, kind)
+            kept = own and own.get(kind) and own[kind].get("name")
+            if section is not None and kept and kept != section.name:
+                lines.append(
+                    f"conditioners.{name}: the text encoder of continue_from stays ({kept}), "
+                    f"{section.name} is not read"
+                )
+    return lines
+
+
 def build_codec(config: LMConfig, device: torch.device) -> CompressionModel | None:
     """The codec, in evaluation mode, or None where nothing names one."""
     name = config.compression_model_checkpoint

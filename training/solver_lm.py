@@ -18,6 +18,7 @@ from audiogen_fast.training.lm_build import (
     build_lm,
     check_codec,
     check_conditioners,
+    unread_encoders,
 )
 from audiogen_fast.training.lm_caches import check_cache
 from audiogen_fast.training.lm_samples import Samples, due
@@ -48,6 +49,8 @@ class LMSolver(Solver):
         lm = build_lm(config)
         if config.continue_from is not None:
             check_conditioners(lm, config)
+            for line in unread_encoders(lm, config):
+                self.tell(line)
         if self.codec is not None:
             check_codec(self.codec, lm, config)
         known = sorted(dict(lm.condition_provider.conditioners.items()))

@@ -164,6 +164,16 @@ def test_going_on_is_trained_as_the_recipe_says(trained, small_changes, tmp_path
     _set_training_options(lm, recipe(tmp_path, small_changes, *going_on))
     assert conditioner.word_dropout == 0.5 and lm.emb_lr is lm.transformer.lr is None
 
+    told = []
+    LMSolver(config, Ranks(), told.append)
+    assert told == [
+        "conditioners.description: the text encoder of continue_from stays (tiny-int8), none is "
+        "not read"
+    ]
+    told.clear()
+    LMSolver(recipe(tmp_path, small_changes, "tiny-int8", *going_on[1:]), Ranks(), told.append)
+    assert told == []
+
     finetune = "conditioners.description.encoder.finetune=true"
     with pytest.raises(InvalidInputError, match="description: finetune must be false, as cont"):
         LMSolver(recipe(tmp_path, small_changes, *going_on, finetune), Ranks())

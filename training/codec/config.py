@@ -297,7 +297,8 @@ class CodecConfig(TrainConfig):
         check(part.hidden >= 1, f"energies.hidden must be at least 1, got {part.hidden}")
 
     def _check_spectrograms(self) -> None:
-        """What the mel losses cannot be made with, or would learn nothing from."""
+        """What the mel losses and discriminators of spectrograms cannot be made with, or would
+        learn nothing from."""
         top = self.sample_rate / 2
         for name in ("mel", "msspec"):
             part = getattr(self, name)
@@ -317,6 +318,8 @@ class CodecConfig(TrainConfig):
             f"mel.hop_length must lie in 1..{self.mel.n_fft} (mel.n_fft), got "
             f"{self.mel.hop_length}",
         )
+        power = self.msstftd.power
+        check(0 < power <= 1, f"msstftd.power must lie above 0 and be at most 1, got {power}")
 
     def _check_segments(self) -> None:
         """Segments must be long enough for every transform."""

@@ -342,6 +342,7 @@ def test_the_average_is_what_is_validated(small_recipe, make_solver):
         ({"msspec__f_max": 1e5}, r"msspec\.f_max .*got 64 and 100000"),
         ({"mel__hop_length": 0}, r"mel\.hop_length must lie in 1\.\.1024 .*got 0"),
         ({"mel__n_fft": 128}, r"mel\.hop_length must lie in 1\.\.128 .*got 256"),
+        ({"msstftd__power": 2}, r"msstftd\.power must lie above 0 and be at most 1, got 2"),
         ({"losses__mspec": 1}, "did you mean losses.msspec"),
         ({"losses__l1": 0, "losses__msspec": 0, "adversarial__adversaries": "[]"}, "losses"),
     ],
