@@ -10,9 +10,9 @@ from audiogen_fast.errors import check
 class DatasetPart:
     """One of train, valid, evaluate and generate; None takes the value of `dataset`."""
 
-    source: str | None = None
-    """Manifest (file or folder) or token cache of this part; {recordings} is the folder of those
-    in the package; none: the part is left out."""
+    source: str | list[str] | None = None
+    """Manifest (file or folder) or token cache of this part, or several token caches;
+    {recordings} is the folder of those in the package; none: the part is left out."""
     where: dict[str, str] | None = None
     """Take only the rows of the manifest with these values, such as {split = "train"}; none: all of
     them, also where the base of a recipe has a selection."""

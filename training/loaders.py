@@ -7,6 +7,7 @@ from audiogen_fast.errors import check
 from audiogen_fast.training.config import TrainConfig
 from audiogen_fast.training.data import (
     DatasetConfig,
+    JoinedCaches,
     Loader,
     MixingConfig,
     SoundDataset,
@@ -47,7 +48,13 @@ def make_loader(
         return None
     training = part == "train"
     batch_of_process(config, part, ranks.world_size)
-    source = _place(section.source)
+    given = section.source if isinstance(section.source, list) else [section.source]
+    sources = [_place(source) for source in given]
+    check(
+        len(sources) == 1 or (len(sources) > 1 and all(map(is_cache, sources))),
+        f"dataset.{part}.source must be one place, or several token caches, got {sources}",
+    )
+    (source, *_) = sources
     if is_cache(source):
         check(
             config.solver == "lm",
@@ -57,7 +64,7 @@ def make_loader(
             section.aug_p == 0 and not section.where,
             f"dataset.{part}: codes cannot be mixed or selected (aug_p, where) any more",
         )
-        return _loader(config, part, ranks, _tokens(config, part, source))
+        return _loader(config, part, ranks, _tokens(config, part, sources))
     manifest = read_manifest(source, where=section.where)
     options = DatasetConfig(
         segment_duration=segment_duration or dataset.segment_duration,
@@ -113,9 +120,9 @@ def batch_of_process(config: TrainConfig, part: str, world_size: int) -> int:
     return kept
 
 
-def _tokens(config: TrainConfig, part: str, source: str) -> TokenDataset:
+def _tokens(config: TrainConfig, part: str, sources: list[str]) -> TokenDataset:
     dataset, section = config.dataset, getattr(config.dataset, part)
-    cache = TokenCache(source)
+    cache = JoinedCaches([TokenCache(source) for source in sources])
     stored = float(cache.settings["config"]["segment_duration"])
     wanted = dataset.segment_duration
     check(

@@ -11,6 +11,7 @@ import torch
 from audiogen_fast.cli import main
 from audiogen_fast.errors import InvalidInputError
 from audiogen_fast.training.checkpoint import tensors_of
+from audiogen_fast.training.data import JoinedCaches, TokenCache, TokenDataset
 from audiogen_fast.training.parallel import Ranks
 from audiogen_fast.training.recipe import load_recipe
 from audiogen_fast.training.solver_lm import LMSolver
@@ -43,10 +44,14 @@ def sounds(tmp_path_factory):
 def cache(sounds, tmp_path_factory):
     """What the command makes of them, texts included."""
     folder = tmp_path_factory.mktemp("cache") / "codes"
-    command = ["encode", sounds, "--checkpoint", CHECKPOINT, "--output", folder]
-    command += ["--segment-duration", "0.4", "--allow-missing-descriptions"]
-    assert main([str(part) for part in command]) == 0
+    encode(sounds, folder)
     return folder
+
+
+def encode(source, folder, *options):
+    command = ["encode", source, "--checkpoint", CHECKPOINT, "--output", folder]
+    command += ["--segment-duration", "0.4", "--allow-missing-descriptions", *options]
+    assert main([str(part) for part in command]) == 0
 
 
 @pytest.fixture
@@ -176,6 +181,48 @@ def test_texts_of_another_encoder_are_refused(solver, cache, tmp_path):
     save_file(tensors | {name: tensors[name] + 0.1}, path, {"format": "pt"})
     with pytest.raises(InvalidInputError, match="another text encoder than t5-small"):
         solver("run", cache, *T5, f"text_encoders={tmp_path}")
+
+
+@pytest.fixture(scope="module")
+def halves(sounds, tmp_path_factory):
+    """Caches of the first two recordings and of the other three, which share no text."""
+    folder = tmp_path_factory.mktemp("halves")
+    rows = (sounds / "data.jsonl").read_text().splitlines(keepends=True)
+    for name, part in (("a", rows[:2]), ("b", rows[2:])):
+        (sounds / f"{name}.jsonl").write_text("".join(part))
+        encode(sounds / f"{name}.jsonl", folder / name)
+    return folder / "a", folder / "b"
+
+
+def test_several_caches_are_one_after_the_other(solver, sounds, cache, halves):
+    whole, joined = TokenDataset(cache), TokenDataset(JoinedCaches(list(map(TokenCache, halves))))
+    assert len(joined) == len(whole) == 5
+    texts = set()
+    for index in range(10):
+        one, other = whole.read(1, index), joined.read(1, index)
+        assert torch.equal(other.codes, one.codes)
+        # Texts were encoded in other batches.
+        assert torch.allclose(other.text_embedding, one.text_embedding, atol=1e-5)
+        assert other.info == one.info
+        texts.add(one.info.description)
+    assert len(texts) == 5  # four and none
+    one = solver("one", cache)
+    one.run()
+    both = solver("both", [str(half) for half in halves])
+    both.run()
+    assert losses(both) == losses(one)
+
+
+def test_caches_that_do_not_go_together_are_refused(solver, sounds, halves, tmp_path):
+    encode(sounds / "a.jsonl", tmp_path / "short", "--segment-duration", "0.2")
+    with pytest.raises(InvalidInputError, match="same segment_duration, got 0.4 in .*a and 0.2"):
+        solver("run", [str(halves[0]), str(tmp_path / "short")])
+    encode(sounds / "a.jsonl", tmp_path / "plain", "--no-text")
+    with pytest.raises(InvalidInputError, match="same text encoder, got {.* and None in"):
+        solver("run", [str(halves[0]), str(tmp_path / "plain")])
+    for places in ([str(halves[0]), str(sounds)], []):
+        with pytest.raises(InvalidInputError, match="one place, or several token caches, got"):
+            solver("run", places)
 
 
 def test_codes_do_not_train_a_codec(cache):

@@ -3,6 +3,7 @@
 from audiogen_fast.training.data.batch import Batch, Skipped, SoundInfo
 from audiogen_fast.training.data.cache import TokenCache
 from audiogen_fast.training.data.dataset import DatasetConfig, SoundDataset
+from audiogen_fast.training.data.joined import JoinedCaches
 from audiogen_fast.training.data.loader import Loader
 from audiogen_fast.training.data.manifest import AudioMeta, Manifest, read_manifest, write_manifest
 from audiogen_fast.training.data.mixing import MixingConfig
@@ -13,6 +14,7 @@ __all__ = [
     "AudioMeta",
     "Batch",
     "DatasetConfig",
+    "JoinedCaches",
     "Loader",
     "Manifest",
     "MixingConfig",

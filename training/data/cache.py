@@ -83,7 +83,7 @@ class TokenCache:
 
     def sample(self, number: int) -> CachedSample:
         """One sample."""
-        shard, place = _find(self._items, number)
+        shard, place = locate(self._items, number)
         file = self._shard(shard)
         row = json.loads(_part(file, "items", "item_offsets", place).tobytes())
         codes = _part(file, "codes", "code_offsets", place)
@@ -97,17 +97,22 @@ class TokenCache:
 
     def text(self, number: int) -> str:
         """One of the different texts."""
-        shard, place = _find(self._texts, number)
+        shard, place = locate(self._texts, number)
         return _part(self._shard(shard), "texts", "text_offsets", place).tobytes().decode("utf-8")
 
     def embedding(self, number: int) -> Tensor:
         """What the text encoder made of a text, `[L, text_dim]` in the stored dtype."""
-        shard, place = _find(self._texts, number)
+        shard, place = locate(self._texts, number)
         return torch.from_numpy(_part(self._shard(shard), "embeddings", "embedding_offsets", place))
+
+    @property
+    def text_count(self) -> int:
+        """How many different texts there are."""
+        return int(self._texts[-1])
 
     def text_numbers(self) -> dict[str, int]:
         """All texts and their numbers."""
-        return {self.text(number): number for number in range(int(self._texts[-1]))}
+        return {self.text(number): number for number in range(self.text_count)}
 
     def _shard(self, number: int) -> safe_open:
         if number not in self._open:
@@ -121,11 +126,11 @@ class TokenCache:
         return self._open[number]
 
 
-def _find(starts: np.ndarray, number: int) -> tuple[int, int]:
-    """The shard that has a number, and its place there."""
+def locate(starts: np.ndarray, number: int) -> tuple[int, int]:
+    """Which of the parts that begin at `starts` has a number, and its place there."""
     check(0 <= number < starts[-1], f"number must lie in 0..{starts[-1] - 1}, got {number}")
-    shard = int(np.searchsorted(starts, number, side="right")) - 1
-    return shard, number - int(starts[shard])
+    part = int(np.searchsorted(starts, number, side="right")) - 1
+    return part, number - int(starts[part])
 
 
 def _part(file: safe_open, name: str, offsets: str, place: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor
 from audiogen_fast.errors import check
 from audiogen_fast.training.data.batch import Batch, Item, SoundInfo, collate
 from audiogen_fast.training.data.cache import TokenCache
+from audiogen_fast.training.data.joined import JoinedCaches
 from audiogen_fast.training.data.sampling import ITEM, FileSampler, generator
 
 _INFO = {field.name for field in fields(SoundInfo)}
@@ -54,8 +55,12 @@ class TokenDataset:
         config: see `TokenDatasetConfig`.
     """
 
-    def __init__(self, cache: TokenCache | str | Path, config: TokenDatasetConfig | None = None):
-        self.cache = cache if isinstance(cache, TokenCache) else TokenCache(cache)
+    def __init__(
+        self,
+        cache: TokenCache | JoinedCaches | str | Path,
+        config: TokenDatasetConfig | None = None,
+    ):
+        self.cache = TokenCache(cache) if isinstance(cache, str | Path) else cache
         self.config = config = config or TokenDatasetConfig()
         check(len(self.cache) > 0, f"cache {self.cache.folder} must have samples, got none")
         self._sampler = FileSampler(
