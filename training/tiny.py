@@ -11,6 +11,7 @@ says when each step ran, for how long, and on what.
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -170,6 +171,7 @@ class Pipeline:
         """Both models as one folder, half precision each, and who made what they learnt from."""
         import torch
 
+        from audiogen_fast.models.checkpoint import OWN_FILES
         from audiogen_fast.models.loaders import load_compression_model
         from audiogen_fast.models.saving import save_pretrained
         from audiogen_fast.training.corpus.build import attribution
@@ -180,6 +182,9 @@ class Pipeline:
         _, lm, _, _ = load_run(self.output / "lm-run")
         codec = load_compression_model(self.output / "codec")
         save_pretrained(self.output / MODEL, lm.to(torch.bfloat16), codec.half())
+        # The codec that the codes are of: loaded and saved, it is rounded once more, and another.
+        name = OWN_FILES["compression_model"]
+        shutil.copy(self.output / "codec" / name, self.output / MODEL / name)
         sounds = read_manifest(self.corpus, where={"split": "train"})
         text = attribution([dict(meta.extra) | {"path": meta.id} for meta in sounds])
         (self.output / MODEL / "ATTRIBUTION.md").write_text(text, "utf-8")

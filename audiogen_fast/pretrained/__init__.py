@@ -6,7 +6,7 @@ TINY = "audiogen-fast/tiny"
 FOLDERS = {TINY: Path(__file__).with_name("tiny")}
 """Where their files are, by name; each has its own licence and model card."""
 ABOUT = {
-    TINY: "the small model in the package, trained on half an hour of freely licensed sound "
+    TINY: "the small model in the package, trained on 80 minutes of freely licensed sound "
     "effects; it knows short sounds and a few hundred descriptions"
 }
 """What people should know who did not ask for one of them."""
