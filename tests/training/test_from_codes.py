@@ -220,6 +220,9 @@ def test_caches_that_do_not_go_together_are_refused(solver, sounds, halves, tmp_
     encode(sounds / "a.jsonl", tmp_path / "plain", "--no-text")
     with pytest.raises(InvalidInputError, match="same text encoder, got {.* and None in"):
         solver("run", [str(halves[0]), str(tmp_path / "plain")])
+    encode(sounds / "a.jsonl", tmp_path / "half", "--text-dtype", "float16")
+    with pytest.raises(InvalidInputError, match="same text_dtype, got float32 in .*and float16"):
+        solver("run", [str(halves[0]), str(tmp_path / "half")])
     for places in ([str(halves[0]), str(sounds)], []):
         with pytest.raises(InvalidInputError, match="one place, or several token caches, got"):
             solver("run", places)

@@ -18,7 +18,7 @@ class JoinedCaches:
         caches: at least one.
     Raises:
         InvalidInputError: they are of other codecs or text encoders, or differ in the length of
-            their samples or in the attributes that they have.
+            their samples, in the attributes that they have or in the dtype of encoded texts.
     """
 
     def __init__(self, caches: Sequence[TokenCache]):
@@ -72,5 +72,6 @@ class JoinedCaches:
 def _comparable(cache: TokenCache) -> dict[str, Any]:
     """What caches must share to be read as one."""
     settings = cache.settings
-    of_samples = {name: settings["config"][name] for name in ("segment_duration", "attributes")}
+    names = ("segment_duration", "attributes", "text_dtype")
+    of_samples = {name: settings["config"][name] for name in names}
     return {"codec": settings["codec"], "text encoder": settings["text"], **of_samples}
