@@ -306,7 +306,7 @@ def test_a_corpus_from_a_package(tmp_path, monkeypatch):
 def test_large_packages_only_teach(tmp_path, monkeypatch):
     """All their sounds are learnt from, under more licences, but for captions held out elsewhere;
     `others` adds nothing."""
-    names = [f"audio/wave{n}.wav" for n in range(40)]  # a fifth of other packages' would judge
+    names = [f"audio/Wave{n}.wav" for n in range(40)]  # a fifth of other packages' would judge
     tree = package_tree(tmp_path, "0ad-data", "")
     (tree / "usr/mods/public").mkdir(parents=True)
     with zipfile.ZipFile(tree / "usr/mods/public/public.zip", "w") as archive:
@@ -329,6 +329,9 @@ def test_large_packages_only_teach(tmp_path, monkeypatch):
         }
     other = [replace(package, licence="GPL-2+")]
     assert build(tmp_path / "no", tmp_path / "debs", other, 16_000, True, any_version=True) == []
+    for licence in FREE_TOO:
+        judged = [replace(package, licence=licence, held_out=True)]
+        assert build(tmp_path / "no", tmp_path / "debs", judged, 16_000, any_version=True) == []
     judged = [replace(package, held_out=True)]
     rows = build(tmp_path / "all", tmp_path / "debs", judged, 16_000, any_version=True)
     assert {row["split"] for row in rows} == {"train", "metric", "test"}
