@@ -10,7 +10,7 @@ from audiogen_fast.errors import check
 class DatasetPart:
     """One of train, valid, evaluate and generate; None takes the value of `dataset`."""
 
-    source: str | list[str] | None = None
+    source: list[str] | str | None = None
     """Manifest (file or folder) or token cache of this part, or several token caches;
     {recordings} is the folder of those in the package; none: the part is left out."""
     where: dict[str, str] | None = None
