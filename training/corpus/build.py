@@ -100,9 +100,9 @@ def build(
                 counts["kept"] += 1
                 name = f"audio/{_name(package, member, number, digest)}.flac"
                 soundfile.write(output / name, pcm, sample_rate, "PCM_16")
-                split, held_out = split_of(caption, member.name, licence)
-                if not package.held_out:
-                    split, held_out = "train", ""
+                split, held_out = "train", ""
+                if package.held_out:
+                    split, held_out = split_of(caption, member.name, licence)
                 rows.append(
                     {
                         "path": name,
